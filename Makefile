@@ -1,0 +1,109 @@
+# Everything that is done with this repository; `make` alone lists it.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+ARGS   ?=
+
+BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables iproute2 nftables
+TEST_PACKAGES  := conntrack curl ethtool iperf3 iputils-ping iputils-tracepath netcat-openbsd tcpdump traceroute
+
+# Python's own packages only where this $(PYTHON) lacks its headers or ensurepip: it need not be Debian's.
+PYTHON_PROBE = import ensurepip, os, sysconfig; \
+	raise SystemExit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))
+PYTHON_PACKAGES = $(shell $(PYTHON) -c '$(PYTHON_PROBE)' 2>/dev/null || echo python3 python3-dev python3-venv)
+
+C_FILES := $(filter-out %.bpf.c,$(wildcard cext/*.c))
+INPUTS  := $(C_FILES) $(wildcard cext/*.h cext/build_*.py)
+C_TESTS := $(wildcard $(C_FILES:cext/%.c=tests/test_%.py) tests/test_fuzz_*.py)
+
+.PHONY: help build demo test asan tsan lint bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: $(VENV)/.compiled ## make .venv with the package (editable) and the C extension; installs missing Debian packages as root
+
+demo: build $(VENV)/.test-packages ## run the firewall between a client and a server in network namespaces, and show it
+	@$(PY) -m tests.lab.demo $(ARGS)
+
+test: build $(VENV)/.test-packages ## the whole suite, network namespaces included when root; ARGS go to pytest
+	$(PY) -m pytest $(ARGS)
+	@$(MAKE) --no-print-directory asan
+
+# No ASLR where that may be asked for: the shadow memory of these sanitizers does not fit every random layout.
+# PYTHONMALLOC, so that a read past the end of bytes that Python handed over is seen; --capture=sys, so that a report
+# outlives the process. Python itself leaks by design.
+sanitized = $(shell setarch -R true 2>/dev/null && echo setarch -R) env LD_PRELOAD="$$(gcc -print-file-name=$(1))" \
+	DATAPLANE_EXTENSION=$(2) PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	TSAN_OPTIONS=halt_on_error=1 $(PY) -m pytest --capture=sys
+
+asan: build ## the tests of the C files against an extension built with AddressSanitizer and UBSan
+	DATAPLANE_SANITIZE=address,undefined $(PY) cext/build_ffi.py build/asan
+	$(call sanitized,libasan.so,build/asan) $(C_TESTS)
+
+tsan: build ## the tests marked `stress` against an extension built with ThreadSanitizer
+	DATAPLANE_SANITIZE=thread $(PY) cext/build_ffi.py build/tsan
+	$(call sanitized,libtsan.so,build/tsan) -m stress $(C_TESTS)
+
+lint: build ## ruff, mypy strict, and every C file through each compiler that is there, warnings being errors
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	@flags=$$($(PY) cext/build_ffi.py --cflags) && for compiler in gcc clang; do \
+		command -v $$compiler >/dev/null || { echo "$$compiler is not installed: left out"; continue; }; \
+		for file in $(C_FILES) $(wildcard tests/*.c tests/*/*.c); do \
+			echo "$$compiler $$file"; \
+			$$compiler $$flags -Icext -c $$file -o /dev/null || exit 1; \
+		done; \
+	done
+
+bench: build $(VENV)/.test-packages ## measure against plain forwarding, nftables and a Python callback
+	@$(PY) -m tests.bench $(ARGS)
+
+clean: ## remove everything that the other targets made
+	rm -rf $(VENV) build dist *.egg-info dataplane/_dataplane.*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find dataplane tests cext -name __pycache__ -type d -prune -exec rm -r {} +
+
+$(VENV)/.compiled: $(VENV)/.installed $(INPUTS)
+	$(PY) cext/build_ffi.py .
+	@touch $@
+
+# setuptools and cffi serve build_ffi.py; pip fetches its own for what it builds in isolation.
+$(VENV)/.installed: pyproject.toml $(VENV)/.build-packages | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	@touch $@
+
+$(PY): | $(VENV)/.build-packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.build-packages: Makefile
+	$(call debian_packages,$(PYTHON_PACKAGES) $(BUILD_PACKAGES),exit 1)
+
+$(VENV)/.test-packages: Makefile
+	$(call debian_packages,$(TEST_PACKAGES),echo "Going on without them.")
+
+# $(call debian_packages,NAMES,COMMAND): install those that are missing and leave the target as a stamp; run COMMAND
+# after naming them where that cannot be done. The loop is for a machine whose first boot still updates its lists.
+define debian_packages
+@mkdir -p $(@D) build
+@if ! command -v dpkg-query >/dev/null; then \
+	echo "Not a Debian system; what these packages hold is needed: $(1)"; touch $@; exit 0; \
+fi; \
+missing=$$(for name in $(1); do \
+	dpkg-query -W -f '$${db:Status-Status}' $$name 2>/dev/null | grep -qx installed || echo $$name; \
+done); \
+if [ -z "$$missing" ]; then touch $@; exit 0; fi; \
+if [ "$$(id -u)" != 0 ]; then \
+	echo "Missing Debian packages; as root:  apt-get install" $$missing; $(2); exit 0; \
+fi; \
+echo "Installing Debian packages:" $$missing; \
+export DEBIAN_FRONTEND=noninteractive; \
+for attempt in 1 2 3 4 5 6; do apt-get -q update >build/apt.log 2>&1 && break; sleep 10; done; \
+apt-get -q -y -o DPkg::Lock::Timeout=600 --no-install-recommends install $$missing >>build/apt.log 2>&1 </dev/null \
+	|| { tail -n 20 build/apt.log; echo "apt-get failed; build/apt.log has the rest"; exit 1; }; \
+touch $@
+endef

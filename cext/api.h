@@ -1,0 +1,54 @@
+/* api.h - the functions Python may call.  Bare C for cffi, like session.h.  A call releases the GIL: nothing here may be
+ * protected by it, and everything here may run beside the workers unless its comment says otherwise. */
+
+/* The table: one mapping, made once.  NULL and errno on failure. */
+struct table *table_create(uint32_t max_sessions);
+void table_destroy(struct table *t);                      /* no worker may run */
+void table_set_settings(struct table *t, const struct settings *settings);
+void table_set_timers(struct table *t, uint32_t application, const struct timers *timers);
+/* The interfaces of all zones; at most 250.  Replaces the map before it. */
+void table_set_zones(struct table *t, const uint32_t *ifindex, const uint8_t *zone, uint32_t n);
+void table_read_stats(struct table *t, struct table_stats *stats);
+void table_read_counters(struct table *t, uint64_t *counters);   /* COUNTERS sums over all shards */
+void table_count(struct table *t, uint32_t shard, uint32_t counter, uint64_t n);
+uint32_t table_now(void);                                 /* the current tick */
+
+/* One packet through the fast path at tick `now`, as a worker whose counters are `shard` would take it: what the queues
+ * do, without a kernel.  pkt->data is rewritten in place where the verdict says so. */
+enum verdict fastpath_take(struct table *t, uint32_t shard, struct packet *pkt, uint32_t now);
+
+/* First packets: what the slow path asks.  slowpath_look() parses and says VERDICT_PUNT (new: decide), VERDICT_ACCEPT
+ * (a session exists: send it round), or VERDICT_DROP (counted). */
+enum verdict slowpath_look(struct table *t, struct packet *pkt);
+/* The id of the new session (1..max_sessions) or an enum install_error. */
+int64_t session_install(struct table *t, uint32_t shard, const struct flow_key *key, const struct decision *decision);
+
+/* Sessions.  Ids run from 1 to max_sessions. */
+bool session_read(struct table *t, uint32_t id, struct session *copy);    /* false: no such slot */
+uint32_t session_timeout(struct table *t, const struct session *copy);    /* ticks: its timer, as accelerated aging makes it */
+/* To CLOSING, for the ager's next tick; false: not alive, or another generation (0: any). */
+bool session_close(struct table *t, uint32_t id, uint32_t generation, uint32_t end_reason);
+/* The route moved to another interface of the same zone; false as above. */
+bool session_set_egress(struct table *t, uint32_t id, uint32_t generation, uint32_t egress);
+/* Copies of at most n sessions from slot `*next` on that pass the filter; advances `*next`, to 0 at the end. */
+uint32_t table_scan(struct table *t, const struct session_filter *filter, uint32_t *next, struct session_copy *out, uint32_t n);
+/* Closes what passes the filter; how many there were. */
+uint32_t table_close_all(struct table *t, const struct session_filter *filter, uint32_t end_reason);
+
+/* The ager: advances the wheel to `now` and copies at most n sessions that ended, now CLOSED.  Call again while it
+ * returns n.  One thread only. */
+uint32_t table_expire(struct table *t, uint32_t now, struct session_copy *ended, uint32_t n);
+void session_free(struct table *t, const uint32_t *ids, uint32_t n);      /* CLOSED to INIT; ports go back to their pools */
+
+/* NAT pools: one port space per translated address and protocol. */
+int32_t natpool_open(struct table *t, const uint8_t *address);           /* its number, or -1: all MAX_POOLS are taken */
+uint32_t natpool_used(struct table *t, uint32_t pool, uint16_t port_min, uint16_t port_max);
+/* Ports that sockets of the firewall itself use: 1,024 words of 64 bits each for TCP and for UDP. */
+void natpool_set_reserved(struct table *t, const uint64_t *tcp, const uint64_t *udp);
+
+/* Workers.  worker_open() binds a queue: NULL and errno on failure.  worker_run() returns after worker_stop(), with 0 or
+ * an errno; it never calls back.  Packets it cannot decide go to `slow_queue`. */
+struct worker *worker_open(struct table *t, uint32_t shard, uint16_t queue, uint16_t slow_queue, bool fail_open);
+int worker_run(struct worker *w);
+void worker_stop(struct worker *w);
+void worker_close(struct worker *w);

@@ -1,0 +1,165 @@
+/* fastpath.c - the whole life of a packet whose session exists, and the first half of the life of one whose does not. */
+#include <netinet/in.h>
+
+#include "internal.h"
+
+static void account(struct session *s, int dir, uint32_t len)
+{
+	s->bytes[dir] += len;
+	s->packets[dir]++;
+}
+
+static bool has_translation(const struct session *s)
+{
+	return s->flags & (FLAG_SNAT | FLAG_DNAT);
+}
+
+static void translation_of(const struct session *s, int dir, struct translation *nat)
+{
+	nat->from = s->key[dir];
+	nat->to = key_mirror(&s->key[!dir], s->key[dir].zone);
+	nat->l3_delta = s->l3_delta[dir];
+	nat->l4_delta = s->l4_delta[dir];
+}
+
+/* A miss goes to the slow path, unless it has been there, or could not begin a session anyway. */
+static enum verdict miss(const struct packet *pkt, const struct burst *b)
+{
+	if (pkt->mark & MARK_SEEN)
+		return drop(b, FLOW_MARKED_MISS);
+	if (pkt->key.proto == IPPROTO_TCP && (pkt->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK | TCP_FLAG_RST)) != TCP_FLAG_SYN)
+		if (b->table->settings.reject_non_syn || pkt->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_RST))
+			return drop(b, FLOW_TCP_NON_SYN_DROP);
+	count_in(b->counter, PKT_PUNT, 1);
+	return VERDICT_PUNT;
+}
+
+/* The session whose packet an error quotes, locked, and the direction in which the error travels.  The quoted packet left
+ * towards the zone that the error comes from, so its mirror is the key of what comes from there.  An error of our own
+ * kernel (HOOK_OUTPUT) may be about a packet on its way to any zone. */
+static struct session *find_quoted(const struct packet *pkt, const struct burst *b, int *dir)
+{
+	struct flow_key key = key_mirror(&pkt->quoted, pkt->zone);
+	struct session *s = table_lookup(b->table, &key, dir);
+
+	if (s || pkt->hook != HOOK_OUTPUT)
+		return s;
+	for (int zone = table_zones_max(b->table); zone && !s; zone--) {
+		key.zone = (uint8_t)zone;
+		s = table_lookup(b->table, &key, dir);
+	}
+	return s;
+}
+
+/* Delivers an ICMP error in its receiver's view; it neither ends nor refreshes the session. */
+static enum verdict pass_error(struct packet *pkt, const struct burst *b)
+{
+	struct translation nat;
+	struct session *s;
+	bool translated;
+	int dir;
+
+	s = find_quoted(pkt, b, &dir);
+	if (!s)
+		return drop(b, FLOW_ICMP_ERROR_NO_SESSION);
+	if (s->state[dir] == SESSION_DISCARD) {
+		session_unlock(s);
+		return drop(b, FLOW_DISCARD_HIT);
+	}
+	translated = has_translation(s);
+	translation_of(s, dir, &nat);
+	session_unlock(s);
+	count_in(b->counter, PKT_ICMP_ERROR, 1);
+	if (!translated)
+		return VERDICT_ACCEPT;
+	nat_rewrite_error(pkt, &nat);
+	return VERDICT_REWRITTEN;
+}
+
+static enum verdict drop_discarded(const struct packet *pkt, struct session *s, int dir, const struct burst *b)
+{
+	account(s, dir, pkt->ip_len);
+	session_unlock(s);
+	return drop(b, FLOW_DISCARD_HIT);
+}
+
+/* Tracks and accounts a packet of session s, which is locked before and not after. */
+static enum verdict pass(struct packet *pkt, struct session *s, int dir, const struct burst *b)
+{
+	struct translation nat;
+	enum verdict v;
+	bool translated;
+
+	if (pkt->key.proto == IPPROTO_TCP) {
+		v = tcp_track(pkt, s, dir, b);
+		if (v != VERDICT_CONTINUE) {
+			session_unlock(s);
+			return v;
+		}
+	} else {
+		s->last_seen = b->now;
+	}
+	account(s, dir, pkt->ip_len);
+	translated = has_translation(s);
+	if (translated)
+		translation_of(s, dir, &nat);
+	session_unlock(s);
+	if (!translated)
+		return VERDICT_ACCEPT;
+	nat_rewrite(pkt, &nat);
+	return VERDICT_REWRITTEN;
+}
+
+enum verdict fastpath(struct packet *pkt, const struct burst *b)
+{
+	struct session *s;
+	enum verdict v;
+	int dir;
+
+	count_in(b->counter, PKT_RECV, 1);
+	count_in(b->counter, BYTES_RECV, pkt->len);
+	pkt->zone = pkt->hook == HOOK_OUTPUT ? ZONE_HOST : table_zone(b->table, pkt->ifindex);
+	if (pkt->zone == ZONE_NONE)
+		return drop(b, FLOW_NO_INTERFACE);
+	if ((v = packet_parse(pkt, b)) != VERDICT_CONTINUE)
+		return v;
+	if (pkt->kind == PACKET_LINK_CONTROL) {
+		count_in(b->counter, PKT_LINK_CONTROL, 1);
+		return VERDICT_ACCEPT;
+	}
+	if (pkt->kind == PACKET_ICMP_ERROR)
+		return pass_error(pkt, b);
+	if (!(s = table_lookup(b->table, &pkt->key, &dir)))
+		return miss(pkt, b);
+	if (s->state[dir] == SESSION_DISCARD)
+		return drop_discarded(pkt, s, dir, b);
+	return pass(pkt, s, dir, b);
+}
+
+enum verdict fastpath_take(struct table *t, uint32_t shard, struct packet *pkt, uint32_t now)
+{
+	struct burst b = {.table = t, .counter = t->counter[shard], .now = now};
+
+	return fastpath(pkt, &b);
+}
+
+/* What the slow path asks of a packet that was a miss a moment ago. */
+enum verdict slowpath_look(struct table *t, struct packet *pkt)
+{
+	struct burst b = {.table = t, .counter = t->counter[SHARD_SLOW], .now = table_now()};
+	struct session *s;
+	enum verdict v;
+	int dir;
+
+	pkt->zone = pkt->hook == HOOK_OUTPUT ? ZONE_HOST : table_zone(t, pkt->ifindex);
+	if (pkt->zone == ZONE_NONE)
+		return drop(&b, FLOW_NO_INTERFACE);
+	if ((v = packet_parse(pkt, &b)) != VERDICT_CONTINUE)
+		return v;
+	if (pkt->kind != PACKET_FLOW)
+		return drop(&b, FLOW_SLOWPATH_ERROR);
+	if (!(s = table_lookup(t, &pkt->key, &dir)))
+		return VERDICT_PUNT;
+	session_unlock(s);
+	return VERDICT_ACCEPT;
+}

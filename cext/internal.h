@@ -1,0 +1,199 @@
+/* internal.h - what the .c files share and Python does not see. */
+#ifndef DATAPLANE_INTERNAL_H
+#define DATAPLANE_INTERNAL_H
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+struct table;
+struct worker;
+#include "session.h"
+#include "api.h"
+
+#define BUCKET_ENTRIES 9
+#define WHEEL_SLOTS 8192          /* of a tenth of a second: a turn takes 13 minutes and 39 seconds */
+#define PORT_WORDS 1024           /* 65,536 bits */
+#define PORT_SPACES 3             /* TCP, UDP, ICMP echo */
+
+/* One cache line.  seq is lock and version: odd while a writer is inside.  ref = slot << 1 | direction; 0: empty. */
+struct bucket {
+	uint32_t seq;
+	uint32_t next;            /* overflow bucket plus one */
+	uint32_t ref[BUCKET_ENTRIES];
+	uint16_t tag[BUCKET_ENTRIES];
+	uint16_t unused;
+};
+
+struct natpool {
+	uint8_t  address[16];
+	uint64_t taken[PORT_SPACES][PORT_WORDS];
+};
+
+struct zone_map {
+	uint32_t n;
+	uint32_t ifindex[250];
+	uint8_t  zone[250];
+};
+
+/* The head of the mapping; everything else is found by its offset from here, so the mapping may lie anywhere. */
+struct table {
+	uint64_t secret[6];
+	uint64_t size;            /* of the mapping */
+	uint64_t slots;           /* offsets */
+	uint64_t buckets;
+	uint64_t overflow;
+	uint64_t pools;
+	uint32_t max_sessions;
+	uint32_t bucket_count;
+	uint32_t overflow_count;
+	struct settings settings;
+
+	uint32_t free_lock;       /* guards the free list of slots */
+	uint32_t free_head;
+	uint32_t free_tail;
+	uint32_t overflow_lock;   /* guards the free list of overflow buckets */
+	uint32_t overflow_head;
+	uint32_t discard_lock;    /* guards the discard list */
+	uint32_t discard_head;    /* oldest */
+	uint32_t discard_tail;
+	uint32_t pool_lock;       /* guards the opening of pools */
+	uint32_t pool_count;
+
+	uint32_t wheel_lock;      /* guards heads, links and due */
+	uint32_t wheel_tick;      /* every slot before it has been served */
+	uint32_t wheel_sweep;     /* slot at which the accelerated sweep goes on; 0: none under way */
+	uint32_t wheel_scheduled;
+	uint32_t accelerated;     /* 1: the table is filled above the threshold */
+	uint32_t wheel_head[WHEEL_SLOTS];
+
+	uint32_t count[6];        /* live sessions: TCP UDP ICMP other PREDICT DISCARD */
+	uint32_t allocated;
+	uint64_t installed;
+
+	uint32_t zones_current;   /* which of the two maps workers read */
+	struct zone_map zones[2];
+	struct timers timers[MAX_APPLICATIONS];
+	uint64_t reserved_ports[2][PORT_WORDS];
+	uint64_t counter[MAX_SHARDS][(COUNTERS + 7) & ~7] __attribute__((aligned(64)));
+};
+
+enum count_kind { COUNT_TCP, COUNT_UDP, COUNT_ICMP, COUNT_OTHER, COUNT_PREDICT, COUNT_DISCARD };
+
+/* What the packets of one burst have in common. */
+struct burst {
+	struct table *table;
+	uint64_t *counter;        /* the worker's own shard */
+	uint32_t now;
+};
+
+/* A direction's translation, copied out of the session so that the work is done without its lock. */
+struct translation {
+	struct flow_key from;     /* as it arrives */
+	struct flow_key to;       /* as it leaves */
+	uint16_t l3_delta;
+	uint16_t l4_delta;
+};
+
+static inline struct session *session_at(const struct table *t, uint32_t id)
+{
+	assert(id >= 1 && id <= t->max_sessions);
+	return (struct session *)((char *)t + t->slots) + id;
+}
+
+static inline void spin_lock(uint32_t *lock)
+{
+	extern void lock_wait(uint32_t *lock);
+
+	if (__builtin_expect(__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE) != 0, 0))
+		lock_wait(lock);
+}
+
+static inline void spin_unlock(uint32_t *lock)
+{
+	__atomic_store_n(lock, 0, __ATOMIC_RELEASE);
+}
+
+/* A shard has one writer; readers take a value that may be one behind. */
+static inline void count_in(uint64_t *counter, enum counter which, uint64_t n)
+{
+	__atomic_store_n(&counter[which], counter[which] + n, __ATOMIC_RELAXED);
+}
+
+/* The one way out for a packet that does not go on. */
+static inline enum verdict drop(const struct burst *b, enum counter reason)
+{
+	count_in(b->counter, reason, 1);
+	return VERDICT_DROP;
+}
+
+static inline uint16_t get16(const uint8_t *p) { return (uint16_t)(p[0] << 8 | p[1]); }
+static inline uint32_t get32(const uint8_t *p) { return (uint32_t)get16(p) << 16 | get16(p + 2); }
+
+static inline bool key_equal(const struct flow_key *a, const struct flow_key *b)
+{
+	return memcmp(a, b, sizeof(*a)) == 0;
+}
+
+/* The tuple read backwards: the key of the answer, but for its zone. */
+static inline struct flow_key key_mirror(const struct flow_key *key, uint8_t zone)
+{
+	struct flow_key m = *key;
+
+	memcpy(m.src, key->dst, 16);
+	memcpy(m.dst, key->src, 16);
+	m.sport = key->dport;
+	m.dport = key->sport;
+	m.zone = zone;
+	return m;
+}
+
+static inline bool session_matches(const struct session *s)
+{
+	return s->state[0] == SESSION_ACTIVE || s->state[0] == SESSION_DISCARD;
+}
+
+/* packet.c */
+enum verdict packet_parse(struct packet *pkt, const struct burst *b);
+
+/* table.c */
+struct session *table_lookup(struct table *t, const struct flow_key *key, int *dir);   /* locked, or NULL */
+uint8_t table_zone(const struct table *t, uint32_t ifindex);
+uint8_t table_zones_max(const struct table *t);
+void session_unlock(struct session *s);
+uint32_t session_id(const struct table *t, const struct session *s);
+void session_set_closing(struct table *t, struct session *s, enum end_reason reason);   /* lock held */
+void session_set_closed(struct session *s);                                            /* lock held */
+void session_note_end(struct session *s, enum end_reason reason);                      /* lock held */
+void session_copy_out(const struct session *s, struct session *copy);                  /* lock held */
+
+/* wheel.c: callers hold the session's lock, except of wheel_init. */
+void wheel_init(struct table *t, uint32_t now);
+void wheel_insert(struct table *t, struct session *s, uint32_t due);
+void wheel_schedule(struct table *t, struct session *s, uint32_t due);
+void wheel_remove(struct table *t, struct session *s);
+uint32_t wheel_deadline(struct table *t, const struct session *s);  /* tick at which its timer runs out */
+
+/* tcp.c */
+enum verdict tcp_track(const struct packet *pkt, struct session *s, int dir, const struct burst *b);
+uint32_t session_timer(const struct session *s, const struct timers *timers, bool discard);   /* seconds */
+
+/* rewrite.c */
+uint16_t checksum_add(const uint8_t *p, uint32_t len, uint32_t sum);                   /* folded, not inverted */
+bool checksum_valid(const struct packet *pkt);
+void translation_deltas(const struct flow_key *from, const struct flow_key *to, uint16_t *l3, uint16_t *l4);
+void nat_rewrite(struct packet *pkt, const struct translation *nat);
+void nat_rewrite_error(struct packet *pkt, const struct translation *nat);
+
+/* natpool.c */
+int32_t natpool_find(const struct table *t, const uint8_t *address);
+int32_t natpool_take(struct table *t, uint32_t pool, uint8_t proto, uint16_t min, uint16_t max);   /* a port, or -1 */
+void natpool_give(struct table *t, uint32_t pool, uint8_t proto, uint16_t port);
+uint32_t random32(void);
+
+/* fastpath.c */
+enum verdict fastpath(struct packet *pkt, const struct burst *b);
+
+#endif

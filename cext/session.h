@@ -1,0 +1,347 @@
+/* session.h - layouts and lists shared by C, Python and eBPF.
+ *
+ * cffi reads this file as it stands: no include, no conditional, no attribute, no inline function.  Sizes are asserted in
+ * table.c.  Addresses and ports are in network byte order everywhere; an IPv4 address is mapped (::ffff:a.b.c.d), so that
+ * one key serves both families.  Times are tenths of a second of CLOCK_MONOTONIC unless a comment says otherwise: 32 bits
+ * last for 13 years of uptime.
+ *
+ * Writers of a field:  [I] nobody after insert   [W] any worker, under the slot lock   [A] ager   [S] slow path
+ *                      [L] whoever holds the lock of that list (wheel, discard, free)
+ */
+
+#define ZONE_NONE 0
+#define ZONE_HOST 255          /* the firewall itself: what it sends arrives "from" this zone */
+#define MARK_SEEN 0x40000000   /* the slow path has decided this packet's flow; a miss that carries it is dropped */
+#define MARK_OWN 0x20000000    /* made by the daemon itself (RST, unreachable); our rules let it pass */
+#define MAX_APPLICATIONS 2048
+#define MAX_POOLS 1024         /* translated addresses with a port space of their own */
+#define MAX_SHARDS 20          /* counter shards, one writer each: 16 workers, then one thread each */
+#define SHARD_SLOW 16
+#define SHARD_AGER 17
+#define SHARD_MONITOR 18
+#define SHARD_LOG 19
+#define TENTHS 10              /* ticks in a second */
+
+/* As a flow's packets look on the wire, in the zone they come from. */
+struct flow_key {
+	uint8_t  src[16];
+	uint8_t  dst[16];
+	uint16_t sport;        /* ICMP echo: the identifier stands in the client's port, 0 in the server's */
+	uint16_t dport;
+	uint8_t  proto;
+	uint8_t  zone;         /* ingress zone */
+	uint8_t  family;       /* 4 or 6 */
+	uint8_t  reserved;     /* 0: the key is hashed and compared as bytes */
+};
+
+enum session_state {
+	SESSION_INIT,          /* in the free list; holds what it held last, for `show session id`           */
+	SESSION_OPENING,       /* taken from the free list, being filled in; not in the hash, not in the wheel */
+	SESSION_ACTIVE,        /* in hash and wheel; [I] fields are frozen; packets pass                      */
+	SESSION_DISCARD,       /* in hash and wheel and in the discard list; every hit is dropped and counted */
+	SESSION_CLOSING,       /* in hash and wheel, about to expire; a lookup does not see it                */
+	SESSION_CLOSED,        /* in hash, out of the wheel, handed to the ager; a lookup does not see it     */
+	SESSION_FREE,          /* out of hash and wheel, not yet in the free list                             */
+};
+
+enum session_type { SESSION_FLOW, SESSION_PREDICT };
+
+/* In the order of precedence of PAN-OS: of several causes the first is the one that is logged. */
+enum end_reason {
+	END_THREAT,
+	END_POLICY_DENY,
+	END_TCP_RST_FROM_CLIENT,
+	END_TCP_RST_FROM_SERVER,
+	END_RESOURCES_UNAVAILABLE,
+	END_TCP_FIN,
+	END_TCP_REUSE,
+	END_DECODER,
+	END_AGED_OUT,
+	END_UNKNOWN,
+	END_NONE,              /* alive */
+};
+
+/* The timer in force follows from the state: see tcp_timer() in tcp.c. */
+enum tcp_state {
+	TCP_NEW,               /* installed; the first packet has not come round yet      */
+	TCP_SYN_SENT,          /* SYN seen, waiting for SYN-ACK                           */
+	TCP_SYN_RECEIVED,      /* SYN-ACK seen, waiting for ACK                           */
+	TCP_ESTABLISHED,
+	TCP_HALF_CLOSED,       /* one FIN seen                                            */
+	TCP_TIME_WAIT,         /* both FINs or a verified RST seen                        */
+	TCP_UNVERIFIED_RST,    /* a RST inside the window, not at the expected sequence   */
+	TCP_STATES,
+};
+
+enum session_flag {
+	FLAG_SNAT = 1,
+	FLAG_DNAT = 2,
+	FLAG_LOG_END = 4,
+	FLAG_HOST = 8,         /* terminated on the firewall, or opened by it */
+};
+
+enum tcp_seen {
+	SEEN_FIN_C2S = 1,
+	SEEN_FIN_S2C = 2,
+	SEEN_CHALLENGE = 4,    /* the peer answered a SYN with an ACK: it remembers an older connection */
+	SEEN_SCALE_C2S = 8,    /* the SYN offered a window scale */
+};
+
+enum tcp_flag { TCP_FLAG_FIN = 1, TCP_FLAG_SYN = 2, TCP_FLAG_RST = 4, TCP_FLAG_PSH = 8, TCP_FLAG_ACK = 16, TCP_FLAG_URG = 32 };
+
+/* One direction of a connection, as its sender has shown it. */
+struct tcp_flow {
+	uint32_t end;          /* highest sequence number sent, plus one                        */
+	uint32_t max_end;      /* highest sequence number the receiver has allowed so far       */
+	uint32_t ack;          /* highest acknowledgement sent: what it expects next            */
+	uint32_t max_window;   /* largest window offered, scaled, in bytes                      */
+};
+
+/* 224 bytes.  A direction is 0 (c2s) or 1 (s2c); the other one is !direction.  The translation of a direction is the
+ * mirror of the other direction's key: what arrives as key[d] leaves as key[!d] read backwards.  Links come last: they are
+ * written by neighbours in their lists without this slot's lock, and views do not copy them. */
+struct session {
+	struct flow_key key[2];      /* [I] */
+	uint32_t lock;
+	uint32_t generation;         /* [S] counts the lives of this slot */
+	uint64_t bytes[2];           /* [W] IP bytes as they arrived */
+	uint64_t packets[2];         /* [W] */
+	uint32_t last_seen;          /* [W] last accepted packet */
+	uint32_t timeout;            /* [W] the timer now in force, tenths of a second */
+	uint16_t l3_delta[2];        /* [I] what translation adds to the IPv4 header checksum, per direction */
+	uint16_t l4_delta[2];        /* [I] and to the transport checksum */
+	uint8_t  window_scale[2];    /* [W] by the sender's direction */
+	uint8_t  tcp_state;          /* [W] enum tcp_state */
+	uint8_t  tcp_seen;           /* [W] enum tcp_seen */
+	uint8_t  state[2];           /* [W] enum session_state per flow; the session's state is that of c2s */
+	uint8_t  type;               /* [S] enum session_type */
+	uint8_t  end_reason;         /* [W] enum end_reason, the first in precedence so far */
+	uint16_t application;        /* [I] row of the timers and of the applications' names */
+	uint16_t flags;              /* [W] enum session_flag */
+	uint32_t rule;               /* [S] security rule, the slow path's number for it */
+	uint32_t nat_rule;           /* [S] NAT rule plus one; 0: none matched */
+	uint32_t ingress;            /* [I] interface index */
+	uint32_t egress;             /* [S] */
+	uint32_t start;              /* [I] wall clock, seconds since 1970 */
+	uint32_t start_tick;         /* [I] */
+	uint32_t parent;             /* [I] session that predicted this one; 0: none */
+	uint16_t pool;               /* [I] pool that lent the translated source port, plus one; 0: none */
+	uint16_t reserved;
+	union {
+		struct tcp_flow tcp[2];      /* [W] indexed by the sender's direction */
+		struct {
+			uint32_t discard_next;   /* [L] DISCARD sessions never track: oldest first */
+			uint32_t discard_prev;   /* [L] */
+		};
+	};
+	uint32_t wheel_next;         /* [L] also the link of the free list */
+	uint32_t wheel_prev;         /* [L] */
+	uint32_t wheel_due;          /* [L] tick at which it is looked at; 0: not in the wheel */
+};
+
+/* Seconds.  One row per application; sessions follow a changed row from their next packet on. */
+struct timers {
+	uint32_t tcp_init;
+	uint32_t tcp_handshake;
+	uint32_t tcp;
+	uint32_t tcp_half_closed;
+	uint32_t tcp_time_wait;
+	uint32_t tcp_unverified_rst;
+	uint32_t udp;
+	uint32_t icmp;
+	uint32_t other;
+	uint32_t discard_tcp;
+	uint32_t discard_udp;
+	uint32_t discard_other;
+};
+
+struct settings {
+	uint32_t reject_non_syn;
+	uint32_t aging_threshold;    /* percent of the table; 0: accelerated aging is off */
+	uint32_t aging_factor;
+};
+
+enum checksum_state {
+	CHECKSUM_TRUSTED,            /* the kernel or the NIC has verified it, or will never look */
+	CHECKSUM_UNVERIFIED,         /* complete on the wire, nobody has checked it               */
+	CHECKSUM_PARTIAL,            /* only the pseudo header is summed: a local sender's, or a super-packet */
+};
+
+enum packet_kind {
+	PACKET_FLOW,
+	PACKET_ICMP_ERROR,           /* quotes a packet: `quoted` is valid */
+	PACKET_LINK_CONTROL,         /* neighbour and multicast listener discovery: never forwarded, always accepted */
+};
+
+enum packet_hook { HOOK_PREROUTING = 0, HOOK_OUTPUT = 3 };
+
+/* The first part is the caller's; the second is filled in by packet_parse() and valid only if it said so. */
+struct packet {
+	uint8_t *data;               /* from the IP header on: hostile bytes */
+	uint32_t len;
+	uint32_t ifindex;            /* ingress interface (the bridge port in bridge mode) */
+	uint32_t mark;
+	uint8_t  hook;               /* enum packet_hook */
+	uint8_t  checksum;           /* enum checksum_state */
+	uint8_t  zone;
+
+	uint8_t  kind;               /* enum packet_kind */
+	struct flow_key key;
+	uint32_t ip_len;             /* IP header and what it says belongs to it */
+	uint16_t l4;                 /* offset of the transport header */
+	uint16_t l4_checksum;        /* offset of its checksum; 0: it has none */
+	uint8_t  tcp_flags;          /* enum tcp_flag */
+	uint8_t  window_scale;       /* of a SYN; 255: not offered */
+	uint8_t  icmp_type;
+	uint16_t window;
+	uint32_t seq;
+	uint32_t ack;
+	uint32_t seq_len;            /* sequence numbers it takes: payload, SYN, FIN */
+	struct flow_key quoted;      /* the quoted packet's tuple, zone 0 */
+	uint16_t quoted_l3;
+	uint16_t quoted_l4;
+};
+
+enum verdict {
+	VERDICT_CONTINUE,            /* between steps only */
+	VERDICT_ACCEPT,              /* untouched */
+	VERDICT_REWRITTEN,           /* accept, and the payload goes back to the kernel */
+	VERDICT_PUNT,                /* the slow path decides */
+	VERDICT_DROP,
+};
+
+/* What the slow path decided for a first packet: everything a session needs besides its key. */
+struct decision {
+	uint8_t  egress_zone;
+	uint8_t  source_nat;         /* enum source_nat */
+	uint8_t  destination_nat;    /* 1: to `destination`, `destination_port` */
+	uint8_t  source[16];         /* translated source */
+	uint8_t  destination[16];
+	uint16_t destination_port;   /* network order; 0: unchanged */
+	uint16_t port_min;           /* host order, inclusive: range of translated source ports */
+	uint16_t port_max;
+	uint16_t application;
+	uint16_t flags;
+	uint32_t rule;
+	uint32_t nat_rule;
+	uint32_t ingress;
+	uint32_t egress;
+	uint32_t parent;
+	uint32_t refused;            /* 0, or it is a DISCARD session: bytes of the packet that was refused with it */
+};
+
+enum source_nat {
+	SOURCE_KEEP,
+	SOURCE_STATIC,               /* address changed, port kept */
+	SOURCE_PORT,                 /* address and port: the port comes from the address's pool */
+};
+
+/* What session_install() answers instead of a session id. */
+enum install_error {
+	INSTALL_FULL = -1,           /* no slot, and no DISCARD session to make room                     */
+	INSTALL_NO_PORT = -2,        /* the pool is exhausted                                            */
+	INSTALL_CLASH = -3,          /* an untranslated session's return key belongs to a live session   */
+	INSTALL_EXISTS = -4,         /* somebody has installed this key meanwhile: send the packet round */
+};
+
+/* A session as it was at one moment, with the slot it lives in. */
+struct session_copy {
+	uint32_t id;
+	struct session session;
+};
+
+/* Every condition that is set must hold.  Zones, ports, protocol: 0 is any; addresses are ranges, compared as bytes. */
+struct session_filter {
+	uint8_t  state;              /* enum session_state plus one; 0: any state that is alive */
+	uint8_t  type;               /* enum session_type plus one */
+	uint8_t  proto;
+	uint8_t  family;
+	uint8_t  zone[2];            /* of c2s, of s2c */
+	uint16_t sport;              /* network order, of c2s */
+	uint16_t dport;
+	uint8_t  nat;                /* 1 + (FLAG_SNAT | FLAG_DNAT) wanted */
+	uint8_t  source_set;
+	uint8_t  destination_set;
+	uint8_t  source[2][16];
+	uint8_t  destination[2][16];
+	uint32_t application;        /* row plus one */
+	uint32_t rule;               /* number plus one */
+	uint32_t nat_rule;           /* number plus one, as in struct session */
+	uint32_t ingress;
+	uint32_t egress;
+	uint64_t min_bytes;          /* both directions together */
+	uint64_t max_bytes;
+	uint32_t min_age;            /* ticks since the session began */
+	uint32_t now;
+};
+
+struct table_stats {
+	uint32_t max_sessions;
+	uint32_t allocated;
+	uint32_t tcp;
+	uint32_t udp;
+	uint32_t icmp;
+	uint32_t other;
+	uint32_t predict;
+	uint32_t discard;
+	uint32_t scheduled;          /* sessions in the timer wheel */
+	uint64_t installed;          /* since the table was made */
+	uint64_t bytes;              /* of the mapping that grow with the number of sessions */
+};
+
+/* Every way a packet can end is one of these; counters.py describes each by its name.  A drop increments exactly one. */
+enum counter {
+	PKT_RECV,
+	BYTES_RECV,
+	PKT_SENT,
+	PKT_PUNT,                    /* handed to the slow path */
+	PKT_LINK_CONTROL,
+	PKT_ICMP_ERROR,              /* error messages delivered for a session */
+
+	FLOW_PARSE_IP_HDR,           /* drops from here to DROPS_END */
+	FLOW_PARSE_IP_FRAG,
+	FLOW_PARSE_EXT_HDR,
+	FLOW_PARSE_L4_HDR,
+	FLOW_PARSE_L4_CKSM,
+	FLOW_PARSE_LAND,
+	FLOW_PARSE_ICMP_QUOTE,
+	FLOW_NO_INTERFACE,
+	FLOW_POLICY_DENY,
+	FLOW_HOST_SERVICE_DENY,
+	FLOW_DISCARD_HIT,
+	FLOW_IP_SPOOF,
+	FLOW_FWD_L3_NOROUTE,
+	FLOW_FWD_L3_MCAST_DROP,
+	FLOW_ICMP_ERROR_NO_SESSION,
+	FLOW_MARKED_MISS,
+	FLOW_QUEUED_TOO_LONG,
+	FLOW_QUEUE_TRUNCATED,
+	FLOW_SLOWPATH_ERROR,
+	FLOW_TCP_NON_SYN_DROP,
+	TCP_FLAG_ZERO,
+	TCP_FLAG_INVALID,
+	TCP_DROP_OUT_OF_WND,
+	TCP_DROP_STATE,
+	TCP_DROP_RST_OUT_OF_WND,
+	SESSION_ALLOC_FAILURE,
+	SESSION_DUPLICATE_KEY,
+	NAT_DIPP_ALLOC_FAILURE,
+	DROPS_END,
+
+	SESSION_INSTALLED,
+	SESSION_FREED,
+	SESSION_EXPIRED,
+	SESSION_DISCARD_EVICTED,
+	SESSION_ZONECHANGE,
+	TCP_RST_UNVERIFIED,
+	TCP_SESSION_REUSED,
+	NAT_PORT_REALLOCATED,
+	FLOW_ACTION_RESET,
+	FLOW_ACTION_UNREACHABLE,
+	FLOW_ACTION_LIMITED,
+	QUEUE_RECEIVE_OVERRUN,
+	QUEUE_VERDICT_ERROR,
+	QUEUE_SEND_ERROR,
+	LOG_RECORD_LOST,
+	COUNTERS,
+};

@@ -1,0 +1,96 @@
+/* worker.c - one hot queue's loop: receive a burst, decide each packet, send the verdicts.
+ *
+ * A worker is a Python thread that stays in worker_run() with the GIL released; it calls nothing of Python and allocates
+ * nothing, so it goes on while Python is busy, blocked or dead.  It counts in a shard of its own.
+ */
+#include <errno.h>
+#include <netinet/in.h>
+#include <linux/netfilter.h>
+#include <stdlib.h>
+
+#include "queue.h"
+
+struct worker {
+	struct queue queue;
+	struct table *table;
+	uint64_t *counter;
+	uint32_t punt_verdict;
+	uint32_t stop;
+};
+
+struct worker *worker_open(struct table *t, uint32_t shard, uint16_t queue, uint16_t slow_queue, bool fail_open)
+{
+	struct worker *w;
+	int error;
+
+	assert(shard < SHARD_SLOW);
+	w = calloc(1, sizeof(*w));
+	if (!w)
+		return NULL;
+	error = queue_open(&w->queue, queue, fail_open);
+	if (error) {
+		free(w);
+		errno = error;
+		return NULL;
+	}
+	w->table = t;
+	w->counter = t->counter[shard];
+	w->punt_verdict = NF_QUEUE_NR(slow_queue) | (fail_open ? NF_VERDICT_FLAG_QUEUE_BYPASS : 0);
+	return w;
+}
+
+static enum verdict decide(struct queued *p, const struct burst *b)
+{
+	if (p->late)
+		return drop(b, FLOW_QUEUED_TOO_LONG);
+	if (p->full_len > p->packet.len)
+		return drop(b, FLOW_QUEUE_TRUNCATED);
+	return fastpath(&p->packet, b);
+}
+
+static void answer(struct worker *w, const struct queued *p, enum verdict v)
+{
+	switch (v) {
+	case VERDICT_ACCEPT:
+		queue_accept(&w->queue, p);
+		count_in(w->counter, PKT_SENT, 1);
+		break;
+	case VERDICT_REWRITTEN:
+		queue_accept_rewritten(&w->queue, p);
+		count_in(w->counter, PKT_SENT, 1);
+		break;
+	case VERDICT_PUNT:
+		queue_refuse(&w->queue, p, w->punt_verdict);
+		break;
+	default:
+		queue_refuse(&w->queue, p, NF_DROP);
+		break;
+	}
+}
+
+int worker_run(struct worker *w)
+{
+	while (!__atomic_load_n(&w->stop, __ATOMIC_RELAXED)) {
+		struct burst b = {.table = w->table, .counter = w->counter};
+		int n = queue_receive(&w->queue, w->counter);
+
+		if (n < 0)
+			return -n;
+		b.now = table_now();
+		for (int i = 0; i < n; i++)
+			answer(w, &w->queue.packets[i], decide(&w->queue.packets[i], &b));
+		queue_flush(&w->queue, w->counter);
+	}
+	return 0;
+}
+
+void worker_stop(struct worker *w)
+{
+	__atomic_store_n(&w->stop, 1, __ATOMIC_RELAXED);
+}
+
+void worker_close(struct worker *w)
+{
+	queue_close(&w->queue);
+	free(w);
+}
