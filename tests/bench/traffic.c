@@ -1,0 +1,343 @@
+/* traffic.c - sends and receives the bench's UDP packets, in two network namespaces from one process
+ *
+ *   traffic rate  SETTINGS...	as many packets a second as arrive without loss		{"packets" "lost" "seconds"}
+ *   traffic delay SETTINGS...	one packet at a time, received by spinning		{"lost" "delays": [ns...]}
+ *
+ * SETTINGS: CLIENT_NETNS SERVER_NETNS SOURCE DESTINATION COUNT MILLISECONDS FLOW
+ * FLOW -1:  one flow, between two ordinary sockets; a delay is half of a round trip.
+ * FLOW n:   a new flow for every packet, numbered from n on; a delay is one way.  Source address, source port and
+ *           destination address depend on the number (write_flow()), so that no NAT runs out of ports.
+ *
+ * Both ends being one process, one clock measures, and the sender knows what has arrived: it keeps at most WINDOW
+ * packets on the way, so a slow path is neither flooded nor idle.  What is not there LOST_AFTER later is given up.
+ * A packet has PAYLOAD bytes: 64 on Ethernet with its checksum.
+ */
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/ip.h>
+#include <netinet/udp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PORT		5001
+#define PAYLOAD		18		/* bytes: 64 - Ethernet 14 + 4 - IP 20 - UDP 8 */
+#define WINDOW		256		/* packets on the way at most: a quarter of a netfilter queue's default */
+#define BATCH		32		/* packets per system call */
+#define LOST_AFTER	100000000L	/* ns */
+#define BUFFER		(8 << 20)	/* bytes of socket memory */
+#define SOURCES		128		/* addresses, from SOURCE on */
+#define DESTINATIONS	16		/* addresses, from DESTINATION on */
+#define FIRST_PORT	1024
+#define PORTS		64000
+
+struct settings {
+	const char *client;	/* names of the network namespaces */
+	const char *server;
+	uint32_t source;	/* host byte order */
+	uint32_t destination;
+	long count;		/* packets at most */
+	long milliseconds;	/* time at most */
+	long flow;		/* -1: one flow */
+};
+
+struct packet {
+	struct iphdr ip;
+	struct udphdr udp;
+	uint8_t payload[PAYLOAD];
+} __attribute__((packed));
+
+struct batch {
+	struct packet packets[BATCH];
+	struct sockaddr_in to[BATCH];
+	struct iovec vectors[BATCH];
+	struct mmsghdr messages[BATCH];
+};
+
+struct run {
+	struct settings settings;
+	int client, server;		/* sockets */
+	_Atomic long arrived;
+	_Atomic bool over;
+};
+
+static void die(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+static long now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000L + t.tv_nsec;
+}
+
+static void enter(const char *netns)
+{
+	char path[128];
+	int fd;
+
+	snprintf(path, sizeof(path), "/run/netns/%s", netns);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || setns(fd, CLONE_NEWNET))
+		die(path);
+	close(fd);
+}
+
+static struct sockaddr_in endpoint(uint32_t address, uint16_t port)
+{
+	return (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(address) };
+}
+
+static int open_socket(const char *netns, int type, int protocol, uint32_t address, uint16_t port)
+{
+	struct sockaddr_in local = endpoint(address, port);
+	int size = BUFFER;
+	int fd;
+
+	enter(netns);
+	fd = socket(AF_INET, type, protocol);
+	if (fd < 0)
+		die("socket");
+	setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size));
+	setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size));
+	if (bind(fd, (struct sockaddr *)&local, sizeof(local)))
+		die("bind");
+	return fd;
+}
+
+/* The server takes any destination; for new flows the client is a raw socket, which needs no bind per source port. */
+static void open_ends(struct run *r)
+{
+	const struct settings *s = &r->settings;
+	struct sockaddr_in peer = endpoint(s->destination, PORT);
+
+	r->server = open_socket(s->server, SOCK_DGRAM, 0, INADDR_ANY, PORT);
+	if (s->flow >= 0) {
+		r->client = open_socket(s->client, SOCK_RAW, IPPROTO_RAW, INADDR_ANY, 0);
+		return;
+	}
+	r->client = open_socket(s->client, SOCK_DGRAM, 0, s->source, 0);
+	if (connect(r->client, (struct sockaddr *)&peer, sizeof(peer)))
+		die("connect");
+}
+
+static uint32_t sum16(const void *data, size_t length, uint32_t sum)
+{
+	const uint8_t *bytes = data;
+
+	for (size_t i = 0; i < length; i += 2)
+		sum += (uint32_t)bytes[i] << 8 | bytes[i + 1];
+	return sum;
+}
+
+static uint16_t udp_checksum(const struct packet *p)
+{
+	uint32_t sum = sum16(&p->ip.saddr, 8, IPPROTO_UDP + sizeof(p->udp) + PAYLOAD);
+
+	sum = sum16(&p->udp, sizeof(p->udp) + PAYLOAD, sum);
+	while (sum >> 16)
+		sum = (sum & 0xffff) + (sum >> 16);
+	return htons(sum == 0xffff ? 0xffff : (uint16_t)~sum);
+}
+
+/* The first packet of flow `number`: consecutive numbers differ in the source address, then in the source port. */
+static void write_flow(const struct settings *s, struct packet *p, struct sockaddr_in *to, long number)
+{
+	uint32_t destination = s->destination + (uint32_t)(number / SOURCES % DESTINATIONS);
+
+	p->ip = (struct iphdr){ .version = 4, .ihl = 5, .ttl = 64, .protocol = IPPROTO_UDP, .tot_len = htons(sizeof(*p)) };
+	p->ip.saddr = htonl(s->source + (uint32_t)(number % SOURCES));
+	p->ip.daddr = htonl(destination);
+	p->udp = (struct udphdr){ .dest = htons(PORT), .len = htons(sizeof(p->udp) + PAYLOAD) };
+	p->udp.source = htons((uint16_t)(FIRST_PORT + number / SOURCES % PORTS));
+	memcpy(p->payload, &number, sizeof(number));
+	p->udp.check = udp_checksum(p);
+	*to = endpoint(destination, 0);
+}
+
+static void prepare_batch(const struct settings *s, struct batch *b)
+{
+	memset(b, 0, sizeof(*b));
+	for (int i = 0; i < BATCH; i++) {
+		struct msghdr *message = &b->messages[i].msg_hdr;
+
+		b->vectors[i] = (struct iovec){ b->packets[i].payload, PAYLOAD };
+		if (s->flow >= 0) {
+			b->vectors[i] = (struct iovec){ &b->packets[i], sizeof(struct packet) };
+			message->msg_name = &b->to[i];
+			message->msg_namelen = sizeof(b->to[i]);
+		}
+		message->msg_iov = &b->vectors[i];
+		message->msg_iovlen = 1;
+	}
+}
+
+/* Returns how many of the wanted packets the kernel took. */
+static long send_batch(const struct run *r, struct batch *b, long sent, long wanted)
+{
+	long count = wanted < BATCH ? wanted : BATCH;
+	int done;
+
+	for (long i = 0; i < count && r->settings.flow >= 0; i++)
+		write_flow(&r->settings, &b->packets[i], &b->to[i], r->settings.flow + sent + i);
+	done = sendmmsg(r->client, b->messages, (unsigned int)count, 0);
+	return done < 0 ? 0 : done;
+}
+
+static void *receive(void *argument)
+{
+	static uint8_t bytes[BATCH][PAYLOAD];
+	struct timeval patience = { .tv_usec = 50000 };
+	struct run *r = argument;
+	struct mmsghdr messages[BATCH];
+	struct iovec vectors[BATCH];
+	int count;
+
+	memset(messages, 0, sizeof(messages));
+	for (int i = 0; i < BATCH; i++) {
+		vectors[i] = (struct iovec){ bytes[i], PAYLOAD };
+		messages[i].msg_hdr.msg_iov = &vectors[i];
+		messages[i].msg_hdr.msg_iovlen = 1;
+	}
+	setsockopt(r->server, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	while (!atomic_load(&r->over)) {
+		count = recvmmsg(r->server, messages, BATCH, MSG_WAITFORONE, NULL);
+		if (count > 0)
+			atomic_fetch_add(&r->arrived, count);
+	}
+	return NULL;
+}
+
+/* Long enough to leave the processor to the firewall, short enough not to drain a full window. */
+static void pause_briefly(void)
+{
+	nanosleep(&(struct timespec){ .tv_nsec = 20000 }, NULL);
+}
+
+/* Wait until the window has room or nothing has arrived for too long; returns the packets that are given up. */
+static long wait_for_room(struct run *r, long accounted)
+{
+	long seen = atomic_load(&r->arrived), since = now(), current;
+
+	while (accounted - (current = atomic_load(&r->arrived)) >= WINDOW) {
+		if (current != seen) {
+			seen = current;
+			since = now();
+		}
+		if (now() - since > LOST_AFTER)
+			return accounted - current;
+		pause_briefly();
+	}
+	return 0;
+}
+
+static void measure_rate(struct run *r)
+{
+	long sent = 0, lost = 0, start = now(), end = start + r->settings.milliseconds * 1000000L;
+	static struct batch b;
+	pthread_t receiver;
+
+	prepare_batch(&r->settings, &b);
+	if (pthread_create(&receiver, NULL, receive, r))
+		die("pthread_create");
+	while (sent < r->settings.count && now() < end) {
+		sent += send_batch(r, &b, sent, r->settings.count - sent);
+		lost += wait_for_room(r, sent - lost);
+	}
+	while (sent - lost > atomic_load(&r->arrived) && now() < end + LOST_AFTER)
+		pause_briefly();
+	end = now();
+	atomic_store(&r->over, true);
+	pthread_join(receiver, NULL);
+	printf("{\"packets\": %ld, \"lost\": %ld, ", r->arrived, sent - r->arrived);
+	printf("\"seconds\": %.6f}\n", (double)(end - start) / 1e9);
+}
+
+/* Spin until a packet is there; false when none comes. */
+static bool arrives(int fd, struct sockaddr_in *from, long deadline)
+{
+	socklen_t length = sizeof(*from);
+	uint8_t bytes[PAYLOAD];
+
+	while (recvfrom(fd, bytes, sizeof(bytes), MSG_DONTWAIT, (struct sockaddr *)from, &length) < 0)
+		if (now() > deadline)
+			return false;
+	return true;
+}
+
+/* Nanoseconds to the other end, -1 when the packet or its answer is lost. */
+static long one_delay(const struct run *r, struct batch *b, long number)
+{
+	uint8_t answer[PAYLOAD] = { 0 };
+	struct sockaddr_in from;
+	long start = now();
+
+	if (!send_batch(r, b, number, 1) || !arrives(r->server, &from, start + LOST_AFTER))
+		return -1;
+	if (r->settings.flow >= 0)
+		return now() - start;
+	if (sendto(r->server, answer, PAYLOAD, 0, (struct sockaddr *)&from, sizeof(from)) != PAYLOAD)
+		return -1;
+	return arrives(r->client, &from, start + LOST_AFTER) ? (now() - start) / 2 : -1;
+}
+
+static void measure_delay(const struct run *r)
+{
+	long end = now() + r->settings.milliseconds * 1000000L, lost = 0, delay;
+	const char *comma = "";
+	static struct batch b;
+
+	prepare_batch(&r->settings, &b);
+	printf("{\"delays\": [");
+	for (long i = 0; i < r->settings.count && now() < end; i++) {
+		delay = one_delay(r, &b, i);
+		if (delay < 0) {
+			lost++;
+			continue;
+		}
+		printf("%s%ld", comma, delay);
+		comma = ", ";
+	}
+	printf("], \"lost\": %ld}\n", lost);
+}
+
+static uint32_t address(const char *text)
+{
+	struct in_addr parsed;
+
+	if (!inet_aton(text, &parsed))
+		die(text);
+	return ntohl(parsed.s_addr);
+}
+
+int main(int argc, char **argv)
+{
+	struct run r = { 0 };
+
+	if (argc != 9 || (strcmp(argv[1], "rate") && strcmp(argv[1], "delay"))) {
+		fputs("usage: traffic rate|delay CLIENT_NETNS SERVER_NETNS SOURCE DESTINATION COUNT MILLISECONDS FLOW\n", stderr);
+		return 2;
+	}
+	r.settings = (struct settings){
+		.client = argv[2], .server = argv[3], .source = address(argv[4]), .destination = address(argv[5]),
+		.count = atol(argv[6]), .milliseconds = atol(argv[7]), .flow = atol(argv[8]),
+	};
+	open_ends(&r);
+	if (strcmp(argv[1], "rate") == 0)
+		measure_rate(&r);
+	else
+		measure_delay(&r);
+	return 0;
+}
