@@ -1,0 +1,76 @@
+"""The ager: ends sessions whose time is over, logs them, frees them. Expiry is exact to a tenth of a second.
+
+It also does, once a second, what must not wait for traffic: the rates of `show session info`, and the list of ports
+that sockets of the firewall hold.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dataplane.ffi import lib
+from dataplane.flow import Session
+from dataplane.sessions import EXPIRE_BATCH, SessionTable
+from dataplane.sockets import used_ports
+
+TICK = 0.1  # seconds
+SECOND = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Per second, over the last second."""
+
+    packets: float = 0.0
+    kilobits: float = 0.0
+    connections: float = 0.0
+
+
+class Ager(threading.Thread):
+    """`ended(session)` is called for every session that ends, before it is freed."""
+
+    def __init__(self, table: SessionTable, ended: Callable[[Session], None]) -> None:
+        super().__init__(name="ager", daemon=True)
+        self.rates = Rates()
+        self._table = table
+        self._ended = ended
+        self._ending = threading.Event()
+        self._sampled = time.monotonic()
+        self._last = table.counters()
+
+    def run(self) -> None:
+        while not self._ending.wait(TICK):
+            try:
+                self.expire()
+                if time.monotonic() - self._sampled >= SECOND:
+                    self._every_second()
+            except Exception:
+                log.exception("the ager stumbled and goes on")
+
+    def stop(self) -> None:
+        self._ending.set()
+        self.join()
+
+    def expire(self) -> None:
+        """End everything whose time is over now."""
+        while True:
+            sessions = self._table.expire()
+            for session in sessions:
+                self._ended(session)
+            if sessions:
+                lib.table_count(self._table.pointer, lib.SHARD_AGER, lib.SESSION_EXPIRED, len(sessions))
+                self._table.free(sessions)
+            if len(sessions) < EXPIRE_BATCH // 2:
+                return
+
+    def _every_second(self) -> None:
+        now, counters = time.monotonic(), self._table.counters()
+        seconds = now - self._sampled
+        grown = {name: (value - self._last[name]) / seconds for name, value in counters.items()}
+        self.rates = Rates(grown["pkt_recv"], grown["bytes_recv"] * 8 / 1000, grown["session_installed"])
+        self._sampled, self._last = now, counters
+        self._table.set_reserved_ports(*used_ports())

@@ -1,0 +1,139 @@
+"""What the counters of session.h are called and mean, and how often each rule was hit.
+
+`enum counter` and this list are one list: a test compares them. Names and the three words of classification follow PAN-OS
+where it has them.
+"""
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dataplane.filters import CounterFilter
+
+# name: (severity, category, aspect, description)
+DESCRIPTIONS: dict[str, tuple[str, str, str, str]] = {
+    "pkt_recv": ("info", "packet", "pktproc", "Packets received"),
+    "bytes_recv": ("info", "packet", "pktproc", "Bytes received"),
+    "pkt_sent": ("info", "packet", "pktproc", "Packets transmitted"),
+    "pkt_punt": ("info", "packet", "pktproc", "Packets handed to the slow path"),
+    "pkt_link_control": ("info", "packet", "pktproc", "Neighbor and listener discovery packets accepted"),
+    "pkt_icmp_error": ("info", "packet", "pktproc", "ICMP errors delivered for a session"),
+    "flow_parse_ip_hdr": ("drop", "flow", "parse", "Packets dropped: malformed IP header"),
+    "flow_parse_ip_frag": ("drop", "flow", "parse", "Packets dropped: fragment that was not reassembled"),
+    "flow_parse_ext_hdr": ("drop", "flow", "parse", "Packets dropped: IPv6 extension headers malformed or too many"),
+    "flow_parse_l4_hdr": ("drop", "flow", "parse", "Packets dropped: malformed transport header"),
+    "flow_parse_l4_cksm": ("drop", "flow", "parse", "Packets dropped: wrong transport checksum"),
+    "flow_parse_land": ("drop", "flow", "parse", "Packets dropped: source is destination (land attack)"),
+    "flow_parse_icmp_quote": ("drop", "flow", "parse", "Packets dropped: ICMP error that quotes no whole header"),
+    "flow_no_interface": ("drop", "flow", "parse", "Packets dropped: interface belongs to no zone"),
+    "flow_policy_deny": ("drop", "flow", "session", "Session setup: denied by policy"),
+    "flow_host_service_deny": ("drop", "flow", "session", "Session setup: service of the firewall not enabled in zone"),
+    "flow_discard_hit": ("drop", "flow", "session", "Packets dropped: session is in discard state"),
+    "flow_ip_spoof": ("drop", "flow", "session", "Packets dropped: source address not routed to its zone"),
+    "flow_fwd_l3_noroute": ("drop", "flow", "forward", "Packets dropped: no route"),
+    "flow_fwd_l3_mcast_drop": ("drop", "flow", "forward", "Packets dropped: no route for multicast or broadcast"),
+    "flow_icmp_error_no_session": ("drop", "flow", "session", "Packets dropped: ICMP error that quotes no session"),
+    "flow_marked_miss": ("drop", "flow", "session", "Packets dropped: session was gone when its first packet came round"),
+    "flow_queued_too_long": ("drop", "flow", "resource", "Packets dropped: waited too long in a queue"),
+    "flow_queue_truncated": ("drop", "flow", "resource", "Packets dropped: too large for a queue"),
+    "flow_slowpath_error": ("drop", "flow", "session", "Packets dropped: the slow path failed on them"),
+    "flow_tcp_non_syn_drop": ("drop", "flow", "session", "Packets dropped: non-SYN TCP without session match"),
+    "tcp_flag_zero": ("drop", "tcp", "pktproc", "Packets dropped: TCP segment without flags"),
+    "tcp_flag_invalid": ("drop", "tcp", "pktproc", "Packets dropped: impossible combination of TCP flags"),
+    "tcp_drop_out_of_wnd": ("drop", "tcp", "pktproc", "Packets dropped: TCP segment outside the window"),
+    "tcp_drop_state": ("drop", "tcp", "pktproc", "Packets dropped: TCP segment impossible in its connection's state"),
+    "tcp_drop_rst_out_of_wnd": ("drop", "tcp", "pktproc", "Packets dropped: TCP RST outside the window"),
+    "session_alloc_failure": ("drop", "session", "resource", "Sessions refused: session table is full"),
+    "session_duplicate_key": ("drop", "session", "session", "Sessions refused: return key belongs to a live session"),
+    "nat_dipp_alloc_failure": ("drop", "nat", "resource", "Sessions refused: no free port for source translation"),
+    "session_installed": ("info", "session", "session", "Sessions installed"),
+    "session_freed": ("info", "session", "session", "Sessions freed"),
+    "session_expired": ("info", "session", "session", "Sessions ended by their timer"),
+    "session_discard_evicted": ("info", "session", "resource", "Discard sessions ended early to make room"),
+    "session_zonechange": ("info", "session", "forward", "Sessions ended: route moved to another zone"),
+    "tcp_rst_unverified": ("info", "tcp", "pktproc", "TCP RST inside the window, not at the expected sequence"),
+    "tcp_session_reused": ("info", "tcp", "session", "Sessions ended by a new connection on the same tuple"),
+    "nat_port_reallocated": ("info", "nat", "session", "Source ports changed because two sessions would be one"),
+    "flow_action_reset": ("info", "flow", "session", "TCP RST sent"),
+    "flow_action_unreachable": ("info", "flow", "session", "ICMP unreachable sent"),
+    "flow_action_limited": ("warn", "flow", "resource", "TCP RST or ICMP unreachable not sent: rate limit"),
+    "queue_receive_overrun": ("warn", "packet", "resource", "Receive buffer of a queue overrun"),
+    "queue_verdict_error": ("error", "packet", "resource", "Verdicts that the kernel refused"),
+    "queue_send_error": ("error", "packet", "resource", "Batches of verdicts that could not be sent"),
+    "log_record_lost": ("warn", "log", "resource", "Log records lost"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All counters at one moment."""
+
+    values: Mapping[str, int]
+    time: float  # seconds, monotonic
+
+
+class GlobalCounters:
+    """`show counter global`: counters since the start, or since whoever said `delta yes` last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._start = time.monotonic()
+        self._last = Sample({}, self._start)
+
+    def rows(self, values: Mapping[str, int], wanted: CounterFilter) -> tuple[list[dict[str, object]], float]:
+        """One row per counter that passes the filter, and the seconds that the values cover."""
+        now = Sample(values, time.monotonic())
+        since = Sample({}, self._start)
+        if wanted.delta:
+            with self._lock:
+                since, self._last = self._last, now
+        elapsed = now.time - since.time
+        rows = [_row(name, value - since.values.get(name, 0), elapsed) for name, value in values.items()]
+        return [row for row in rows if _passes(row, wanted)], elapsed
+
+
+def _row(name: str, value: int, elapsed: float) -> dict[str, object]:
+    severity, category, aspect, description = DESCRIPTIONS[name]
+    return {
+        "name": name,
+        "value": value,
+        "rate": round(value / elapsed) if elapsed > 0 else 0,
+        "severity": severity,
+        "category": category,
+        "aspect": aspect,
+        "description": description,
+    }
+
+
+def _passes(row: Mapping[str, object], wanted: CounterFilter) -> bool:
+    if wanted.value == "non-zero" and not row["value"]:
+        return False
+    words = {"severity": wanted.severity, "category": wanted.category, "aspect": wanted.aspect}
+    return all(word is None or row[key] == word for key, word in words.items())
+
+
+@dataclass(slots=True)
+class Hits:
+    """How often and when a rule was matched; seconds since 1970, 0: never."""
+
+    count: int = 0
+    first: float = 0.0
+    last: float = 0.0
+
+
+class HitCounts:
+    """Hits by rule name: one per new session or denied first packet. Written by the slow path only."""
+
+    def __init__(self) -> None:
+        self._hits: dict[str, Hits] = {}
+
+    def add(self, rule: str) -> None:
+        hits = self._hits.get(rule)
+        if hits is None:
+            hits = self._hits[rule] = Hits(first=time.time())
+        hits.count += 1
+        hits.last = time.time()
+
+    def of(self, rule: str) -> Hits:
+        return self._hits.get(rule, Hits())

@@ -1,0 +1,91 @@
+"""`dataplane run`: one firewall in the foreground, from its configuration to its last log record.
+
+The lock on dataplane.pid makes a second daemon on the same runtime directory fail before it touches anything; the kernel
+drops the lock when its holder dies, however it dies.
+"""
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+from dataplane.commands import handlers
+from dataplane.control import ControlServer
+from dataplane.engine import Engine
+from dataplane.errors import ConfigError, DataplaneError
+from dataplane.policy.load import load
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
+    """Run until SIGTERM or SIGINT; the exit code (contract section 1)."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        loaded = load(config)
+        for directory in (runtime_dir, log_dir, state_dir):
+            directory.mkdir(parents=True, exist_ok=True)
+        with _lock(runtime_dir / "dataplane.pid"):
+            return _serve(Engine(loaded, runtime_dir, log_dir), runtime_dir)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except (DataplaneError, OSError) as error:
+        print(f"dataplane: {error}", file=sys.stderr)
+        return DataplaneError.exit_code
+
+
+def _serve(engine: Engine, runtime_dir: Path) -> int:
+    ending = _signals()
+    control = ControlServer(runtime_dir / "control.sock", handlers(engine))
+    engine.start()
+    try:
+        control.start()
+        _notify("READY=1")
+        log.info("ready: %d zones, %d security rules", len(engine.config.zones), len(engine.policy.security_rules))
+        while not ending.is_set() and not engine.failed.wait(0.1):
+            pass
+        _notify("STOPPING=1")
+    finally:
+        control.stop()
+        engine.stop()
+    return DataplaneError.exit_code if engine.failed.is_set() else 0
+
+
+def _signals() -> threading.Event:
+    """Set once somebody asks us to stop."""
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: ending.set())
+    return ending
+
+
+def _lock(path: Path) -> IO[str]:
+    """The pid file, open and locked for as long as we live; DataplaneError if another daemon holds it."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        raise DataplaneError(f"another daemon (pid {file.read().strip()}) runs on {path.parent}") from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (Type=notify), if it started us."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            log.warning("systemd cannot be told %s: %s", state, error)

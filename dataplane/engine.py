@@ -1,0 +1,238 @@
+"""The composition root: builds every part from a configuration, starts and stops every thread, and wires them.
+
+Start: table and policy, then whoever may be asked (routes, log), then the threads that serve the queues, and only when
+all of them are bound the rules that fill the queues; forwarding is switched on last. Stop is the same road back, so that
+no packet crosses unseen at either end.
+"""
+
+import errno
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from dataplane.ager import Ager
+from dataplane.counters import GlobalCounters, HitCounts
+from dataplane.errors import DataplaneError
+from dataplane.ffi import ffi, lib
+from dataplane.flow import Session
+from dataplane.logs import LogWriter, traffic_record
+from dataplane.names import Names
+from dataplane.policy.applications import TCP, UDP, ICMP
+from dataplane.policy.compile import CompiledPolicy, compile_policy
+from dataplane.policy.model import Config
+from dataplane.replies import Replies
+from dataplane.routes import Monitor
+from dataplane.rules import Hooks
+from dataplane.rules.answering import Answering
+from dataplane.rules.probe import find_backend, remove_leavings
+from dataplane.rules.sysctls import Sysctls
+from dataplane.sessions import HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, SessionTable
+from dataplane.slowpath import HOST_INBOUND, SlowPath, World
+
+MAX_WORKERS: int = lib.SHARD_SLOW
+OTHER = 255  # a protocol without timers of its own
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """One running firewall. start() raises DataplaneError with nothing left behind; `failed` is set when a worker dies."""
+
+    def __init__(self, config: Config, runtime_dir: Path, log_dir: Path) -> None:
+        self.config = config
+        self.policy: CompiledPolicy = compile_policy(config)
+        self.failed = threading.Event()
+        self.names = Names(MAX_APPLICATIONS, HOST_ZONE)
+        self.hits = HitCounts()
+        self.counters = GlobalCounters()
+        self.table = SessionTable(config.settings.session.max_sessions)
+        self.traffic_log = LogWriter(log_dir / "traffic.json", self._records_lost)
+        self.monitor = Monitor(self._host_changed)
+        self._actions: dict[int, str] = {}  # rule number -> action, for the records of sessions that end
+        self._sysctls = Sysctls(runtime_dir)
+        self._answering = Answering(runtime_dir)
+        self._backend = find_backend()
+        self._replies = Replies(MARK_OWN)
+        self._load_settings()
+        self.slowpath = SlowPath(
+            self._slow_queue, self.table, self._world(), self.hits, self._replies, self._record
+        )
+        self.ager = Ager(self.table, self._session_ended)
+        self._workers: list[tuple[Any, threading.Thread]] = []
+
+    def start(self) -> None:
+        self.traffic_log.start()
+        try:
+            self._open_workers()
+            self.slowpath.start()
+            self.ager.start()
+            self.monitor.start()
+            self._backend.install(self._hooks())
+            remove_leavings(keep=self._backend)
+            self._host_changed("link")
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Take everything back; sessions that are alive end and are logged."""
+        for step in (
+            self.monitor.stop,
+            self._answering.clear,
+            self._sysctls.restore,
+            self._backend.remove,
+            self._close_workers,
+            self._stop_threads,
+        ):
+            try:
+                step()
+            except Exception:
+                log.exception("stopping goes on after a failure")
+        self.table.close()
+
+    # ---- parts ----
+
+    @property
+    def _worker_count(self) -> int:
+        wanted = self.config.settings.queue.workers
+        return min(wanted if isinstance(wanted, int) else len(os.sched_getaffinity(0)), MAX_WORKERS)
+
+    @property
+    def _slow_queue(self) -> int:
+        return self.config.settings.queue.first + self._worker_count
+
+    def _hooks(self) -> Hooks:
+        queue = self.config.settings.queue
+        return Hooks(
+            interfaces=tuple(self.policy.interface_zone),
+            first_queue=queue.first,
+            workers=self._worker_count,
+            slow_queue=self._slow_queue,
+            fail_open=queue.fail_open,
+        )
+
+    def _open_workers(self) -> None:
+        queue = self.config.settings.queue
+        for shard in range(self._worker_count):
+            number = queue.first + shard
+            worker = lib.worker_open(self.table.pointer, shard, number, self._slow_queue, queue.fail_open)
+            if worker == ffi.NULL:
+                reason = "another program reads it" if ffi.errno == errno.EPERM else os.strerror(ffi.errno)
+                raise DataplaneError(f"NFQUEUE {number}: {reason}")
+            thread = threading.Thread(target=self._run_worker, args=(worker, number), name=f"worker-{number}", daemon=True)
+            self._workers.append((worker, thread))
+            thread.start()
+
+    def _run_worker(self, worker: Any, number: int) -> None:
+        if error := lib.worker_run(worker):
+            log.critical("the worker of queue %d ended: %s", number, os.strerror(error))
+            self.failed.set()
+
+    def _close_workers(self) -> None:
+        for worker, _ in self._workers:
+            lib.worker_stop(worker)
+        for worker, thread in self._workers:
+            thread.join()
+            lib.worker_close(worker)
+        self._workers.clear()
+
+    def _stop_threads(self) -> None:
+        for thread in (self.slowpath, self.ager):
+            if thread.is_alive():
+                thread.stop()
+        self.table.close_matching(ffi.new("struct session_filter *"), "unknown")
+        self.ager.expire()
+        self.traffic_log.stop()
+        self._replies.close()
+
+    # ---- what the policy says to C ----
+
+    def _load_settings(self) -> None:
+        session = self.config.settings.session
+        aging = session.accelerated_aging
+        self.table.configure(
+            session.tcp_reject_non_syn, aging.threshold if aging.enabled else 0, aging.scaling_factor
+        )
+        self.names.set_zones(self.policy.zone_ids)
+        for name in self.policy.applications.by_name:
+            self.table.set_timers(self.names.applications.number(name), self._timers(name))
+        for rule in self.policy.security_rules:
+            self._actions[self.names.rules.number(rule.name)] = rule.action.value
+
+    def _timers(self, application: str) -> dict[str, int]:
+        tcp, udp, icmp, other = (self.policy.timeouts(application, proto) for proto in (TCP, UDP, ICMP, OTHER))
+        return {
+            "tcp_init": tcp.init,
+            "tcp_handshake": tcp.handshake,
+            "tcp": tcp.idle,
+            "tcp_half_closed": tcp.half_closed,
+            "tcp_time_wait": tcp.time_wait,
+            "tcp_unverified_rst": tcp.unverified_rst,
+            "udp": udp.idle,
+            "icmp": icmp.idle,
+            "other": other.idle,
+            "discard_tcp": tcp.discard,
+            "discard_udp": udp.discard,
+            "discard_other": other.discard,
+        }
+
+    def _world(self) -> World:
+        policy, names = self.policy, self.names
+        zones = {
+            link.ifindex: policy.interface_zone[link.name]
+            for link in self.monitor.links
+            if link.name in policy.interface_zone
+        }
+        names.set_interfaces({link.ifindex: link.name for link in self.monitor.links})
+        self.table.set_zones(zones)
+        return World(
+            policy=policy,
+            fib=self.monitor.fib,
+            links=self.monitor.links,
+            zone_by_interface=zones,
+            rule_numbers=names.rules.numbers(rule.name for rule in policy.security_rules),
+            nat_rule_numbers=names.nat_rules.numbers(rule.name for rule in policy.nat_rules),
+            application_rows={name: names.applications.number(name) for name in policy.applications.by_name},
+            host_inbound_rule=names.rules.number(HOST_INBOUND),
+            no_rule=names.rules.number(""),
+        )
+
+    # ---- what happens ----
+
+    def _host_changed(self, kind: str) -> None:
+        """A link, an address or a route is another one than before (monitor thread; and once at the start)."""
+        self.slowpath.world = self._world()
+        if kind in ("link", "address"):
+            self._sysctls.apply(self.policy.interface_zone)
+            self._answering.set(
+                address for first, last in self.policy.answered for address in range(first, last + 1)
+            )
+        self._follow_routes()
+
+    def _follow_routes(self) -> None:
+        """Sessions whose route moved within its zone follow it; those whose route left their zone end."""
+        world = self.slowpath.world
+        for session in self.table.scan():
+            route = world.fib.lookup(session.s2c.src)
+            if session.host or session.state != "ACTIVE" or route is None or route.kind != "unicast":
+                continue
+            zone = world.zone_by_interface.get(route.ifindex, 0)
+            if zone != session.s2c.zone:
+                if self.table.close_session(session.id, "unknown", session.generation):
+                    lib.table_count(self.table.pointer, lib.SHARD_MONITOR, lib.SESSION_ZONECHANGE, 1)
+            elif route.ifindex != session.egress:
+                self.table.set_egress(session, route.ifindex)
+
+    def _record(self, event: str, session: Session, action: str, reason: str | None) -> None:
+        if self.config.log.traffic:
+            self.traffic_log.write(traffic_record(event, session, self.names, action, reason))
+
+    def _session_ended(self, session: Session) -> None:
+        """A DISCARD session has had its record when its first packet was refused."""
+        if session.log_end and session.rule in self._actions and self._actions[session.rule] == "allow":
+            self._record("end", session, "allow", session.end_reason)
+
+    def _records_lost(self, n: int) -> None:
+        lib.table_count(self.table.pointer, lib.SHARD_LOG, lib.LOG_RECORD_LOST, n)

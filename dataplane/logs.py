@@ -1,0 +1,119 @@
+"""The traffic log: what a record says, and a thread that writes records so that no packet waits for a disk.
+
+Records are contract section 5. Whoever logs appends to a bounded queue and goes on; when the queue is full, or the disk
+refuses, records are lost and counted.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dataplane.flow import Session
+from dataplane.names import Names
+from dataplane.policy.objects import address_text
+from dataplane.views import iso_time, nat_flags, nat_rule_name
+
+QUEUE_LENGTH = 262_144  # records that may wait for the disk
+BATCH = 4096  # records encoded at once
+IDLE = 0.2  # seconds between two looks at an empty queue
+
+log = logging.getLogger(__name__)
+
+
+def traffic_record(event: str, session: Session, names: Names, action: str, reason: str | None) -> dict[str, Any]:
+    """One line of traffic.json; `event` is start, end, deny or drop, `reason` null for a start."""
+    c2s, s2c = session.c2s, session.s2c
+    return {
+        "event": event,
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "session_id": session.id,
+        "rule": names.rules.name(session.rule) or None,
+        "nat_rule": nat_rule_name(session, names),
+        "application": names.applications.name(session.application),
+        "from": names.zone(c2s.zone),
+        "to": names.zone(s2c.zone),
+        "src": address_text(c2s.src),
+        "dst": address_text(c2s.dst),
+        "sport": c2s.sport,
+        "dport": c2s.dport,
+        "proto": c2s.proto,
+        "nat_src": address_text(s2c.dst),
+        "nat_dst": address_text(s2c.src),
+        "nat_sport": s2c.dport,
+        "nat_dport": s2c.sport,
+        "bytes_sent": session.bytes[0],
+        "bytes_received": session.bytes[1],
+        "packets_sent": session.packets[0],
+        "packets_received": session.packets[1],
+        "start": iso_time(session.start),
+        "elapsed": int(session.elapsed),
+        "action": action,
+        "session_end_reason": reason,
+        "parent_session_id": session.parent or None,
+        "ingress_interface": names.interface(session.ingress),
+        "egress_interface": names.interface(session.egress),
+        "flags": nat_flags(session),
+        "via": "slow",
+    }
+
+
+class LogWriter(threading.Thread):
+    """Appends JSON lines to a file. `lost(n)` is called with the number of records that could not be written."""
+
+    def __init__(self, path: Path, lost: Callable[[int], None]) -> None:
+        super().__init__(name=f"log-{path.stem}", daemon=True)
+        self._path = path
+        self._lost = lost
+        self._waiting: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+        self._ending = threading.Event()
+        self._failing = False
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Queue a record; never blocks."""
+        if self._waiting.qsize() >= QUEUE_LENGTH:
+            self._lost(1)
+            return
+        self._waiting.put(record)
+
+    def run(self) -> None:
+        while not self._ending.is_set() or not self._waiting.empty():
+            batch = self._take()
+            if batch:
+                self._append(batch)
+            else:
+                self._ending.wait(IDLE)
+
+    def stop(self) -> None:
+        """Write what is waiting and end."""
+        self._ending.set()
+        self.join()
+
+    def _take(self) -> list[Mapping[str, Any]]:
+        batch: list[Mapping[str, Any]] = []
+        while len(batch) < BATCH:
+            try:
+                batch.append(self._waiting.get_nowait())
+            except queue.Empty:
+                break
+        return batch
+
+    def _append(self, batch: list[Mapping[str, Any]]) -> None:
+        lines = b"".join(msgspec.json.encode(record) + b"\n" for record in batch)
+        try:
+            with self._path.open("ab") as file:
+                file.write(lines)
+        except OSError as error:
+            self._lost(len(batch))
+            if not self._failing:
+                log.error("%s: %s; records are lost until this is mended", self._path, error)
+            self._failing = True
+            time.sleep(IDLE)
+            return
+        self._failing = False

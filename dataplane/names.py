@@ -1,0 +1,66 @@
+"""What the numbers inside sessions are called.
+
+Sessions hold small numbers for rules, NAT rules and applications, and outlive the policy that gave them. A number is
+therefore never given to another name: a name that comes back gets the number that it had.
+"""
+
+from collections.abc import Iterable, Mapping
+
+
+class Numbering:
+    """Names to numbers from 0 on, for as long as the daemon lives. At most `limit` names; OverflowError beyond."""
+
+    def __init__(self, limit: int = 1 << 30) -> None:
+        self._limit = limit
+        self._numbers: dict[str, int] = {}
+        self._names: list[str] = []
+
+    def number(self, name: str) -> int:
+        """The number of a name, new if it was never seen."""
+        if name not in self._numbers:
+            if len(self._names) == self._limit:
+                raise OverflowError(f"more than {self._limit} names")
+            self._numbers[name] = len(self._names)
+            self._names.append(name)
+        return self._numbers[name]
+
+    def name(self, number: int) -> str:
+        return self._names[number]
+
+    def find(self, name: str) -> int | None:
+        """The number of a name, or None if it was never seen."""
+        return self._numbers.get(name)
+
+    def numbers(self, names: Iterable[str]) -> tuple[int, ...]:
+        return tuple(self.number(name) for name in names)
+
+
+class Names:
+    """Every kind of number that a session holds."""
+
+    def __init__(self, max_applications: int, host_zone: int) -> None:
+        self.rules = Numbering()
+        self.nat_rules = Numbering()
+        self.applications = Numbering(max_applications)
+        self._zones: dict[int, str] = {0: "", host_zone: "host"}
+        self._interfaces: dict[int, str] = {0: ""}
+
+    def set_zones(self, zones: Mapping[str, int]) -> None:
+        self._zones |= {number: name for name, number in zones.items()}
+
+    def set_interfaces(self, interfaces: Mapping[int, str]) -> None:
+        """Names by index; one that is gone keeps its name for the sessions that remember it."""
+        self._interfaces |= interfaces
+
+    def zone(self, number: int) -> str:
+        return self._zones.get(number, str(number))
+
+    def zone_id(self, name: str) -> int | None:
+        return next((number for number, zone in self._zones.items() if zone == name), None)
+
+    def interface(self, index: int) -> str:
+        return self._interfaces.get(index, str(index))
+
+    def interface_index(self, name: str) -> int | None:
+        """The index that an interface of this name had last."""
+        return next((index for index, known in reversed(self._interfaces.items()) if known == name), None)

@@ -1,0 +1,259 @@
+"""Sessions as Python sees them: the table in C memory, copies of its sessions, and every step of their lives.
+
+What is read is a copy taken at one moment (flow.Session). What is done to a session is done through its id and
+generation, so that a slot that has begun another life meanwhile is not meant.
+"""
+
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from dataplane.ffi import check, enum_names, ffi, lib
+from dataplane.flow import Decision, FlowKey, Session, Translation
+
+HOST_ZONE: int = lib.ZONE_HOST
+MARK_SEEN: int = lib.MARK_SEEN
+MARK_OWN: int = lib.MARK_OWN
+TICKS: int = lib.TENTHS  # in a second
+MAX_APPLICATIONS: int = lib.MAX_APPLICATIONS
+NO_POOL = -1
+
+STATES = tuple(name.removeprefix("SESSION_") for name in enum_names("session_state").values())
+TYPES = tuple(name.removeprefix("SESSION_") for name in enum_names("session_type").values())
+END_REASONS = tuple(
+    name.removeprefix("END_").lower().replace("_", "-") for name in enum_names("end_reason").values()
+)
+ALIVE = END_REASONS.index("none")
+COUNTERS = tuple(name.lower() for name in enum_names("counter").values())[: lib.COUNTERS]
+SCAN_BATCH = 1024  # copies in memory at once
+EXPIRE_BATCH = 4096
+
+PORT_WORDS = 1024
+KEY_SIZE: int = ffi.sizeof("struct flow_key")
+
+
+class InstallError(Exception):
+    """A session that could not be installed; `counter` names the reason, which C has counted."""
+
+    def __init__(self, counter: str) -> None:
+        super().__init__(counter)
+        self.counter = counter
+
+
+class AlreadyInstalled(Exception):
+    """Another packet of the same flow was faster: send this one round."""
+
+
+INSTALL_FAILURES = {
+    lib.INSTALL_FULL: "session_alloc_failure",
+    lib.INSTALL_NO_PORT: "nat_dipp_alloc_failure",
+    lib.INSTALL_CLASH: "session_duplicate_key",
+}
+
+
+class SessionTable:
+    """The table of one daemon, for at most `max_sessions` sessions; DataplaneError if memory is refused."""
+
+    def __init__(self, max_sessions: int) -> None:
+        self.max_sessions = max_sessions
+        self.pointer = check(lib.table_create(max_sessions), f"a table for {max_sessions} sessions")
+        self._decision = ffi.new("struct decision *")
+        self._key = ffi.new("struct flow_key *")
+        self._ended = ffi.new("struct session_copy[]", EXPIRE_BATCH)
+
+    def close(self) -> None:
+        """Give the memory back; no worker and no other thread may use the table any more."""
+        lib.table_destroy(self.pointer)
+
+    # ---- settings ----
+
+    def configure(self, reject_non_syn: bool, aging_threshold: int, aging_factor: int) -> None:
+        """aging_threshold: percent of the table at which timers are divided by the factor; 0 switches that off."""
+        lib.table_set_settings(
+            self.pointer, ffi.new("struct settings *", [reject_non_syn, aging_threshold, aging_factor])
+        )
+
+    def set_timers(self, application: int, seconds: Mapping[str, int]) -> None:
+        """The timers of one application's row, by the names of `struct timers`."""
+        lib.table_set_timers(self.pointer, application, ffi.new("struct timers *", dict(seconds)))
+
+    def set_zones(self, zones: Mapping[int, int]) -> None:
+        """Interface index -> zone id, for all zones at once."""
+        lib.table_set_zones(self.pointer, list(zones), bytes(zones.values()), len(zones))
+
+    def set_reserved_ports(self, tcp: Iterable[int], udp: Iterable[int]) -> None:
+        """Ports that source translation must leave alone because sockets of the firewall hold them."""
+        lib.natpool_set_reserved(self.pointer, _bitmap(tcp), _bitmap(udp))
+
+    # ---- the slow path ----
+
+    def install(self, key: FlowKey, decision: Decision, length: int) -> int:
+        """The id of the new session; `length` is that of its first packet, which a DISCARD session has refused.
+
+        Raises InstallError (counted) or AlreadyInstalled. Slow path thread only.
+        """
+        c_key, c_decision = self._key, self._decision
+        _write_key(c_key, key)
+        _write_decision(c_decision, decision, length if decision.discard else 0)
+        result: int = lib.session_install(self.pointer, lib.SHARD_SLOW, c_key, c_decision)
+        if result > 0:
+            return result
+        if result == lib.INSTALL_EXISTS:
+            raise AlreadyInstalled
+        raise InstallError(INSTALL_FAILURES[result])
+
+    def open_pool(self, address: int) -> bool:
+        """Make sure that a translated address has a port space; False when all MAX_POOLS are taken."""
+        return bool(lib.natpool_open(self.pointer, address.to_bytes(16)) != NO_POOL)
+
+    def ports_used(self, address: int, ports: tuple[int, int]) -> int:
+        """TCP and UDP ports of the range that sessions hold on a translated address, counted together."""
+        pool = lib.natpool_open(self.pointer, address.to_bytes(16))
+        return 0 if pool == NO_POOL else int(lib.natpool_used(self.pointer, pool, *ports))
+
+    def count(self, counter: int, n: int = 1) -> None:
+        """Add to a counter (lib.FLOW_...) in the slow path's shard. Slow path thread only."""
+        lib.table_count(self.pointer, lib.SHARD_SLOW, counter, n)
+
+    # ---- views ----
+
+    def read(self, session_id: int) -> Session | None:
+        """The session in a slot, alive or ended; None where there is no such slot or it was never used."""
+        copy = ffi.new("struct session_copy *")
+        copy.id = session_id
+        if not lib.session_read(self.pointer, session_id, ffi.addressof(copy, "session")):
+            return None
+        return self._session(copy) if copy.session.generation else None
+
+    def scan(self, session_filter: Any = None, start_at: int = 0) -> Iterator[Session]:
+        """Sessions in the order of their ids, from start_at on; memory for SCAN_BATCH of them at a time."""
+        session_filter = session_filter or ffi.new("struct session_filter *")
+        batch = ffi.new("struct session_copy[]", SCAN_BATCH)
+        following = ffi.new("uint32_t *", min(start_at, self.max_sessions + 1))
+        while True:
+            n = lib.table_scan(self.pointer, session_filter, following, batch, SCAN_BATCH)
+            yield from [self._session(batch[i]) for i in range(n)]
+            if not following[0]:
+                return
+
+    def stats(self) -> dict[str, int]:
+        """The fields of `struct table_stats`."""
+        stats = ffi.new("struct table_stats *")
+        lib.table_read_stats(self.pointer, stats)
+        return {name: getattr(stats, name) for name, _ in ffi.typeof("struct table_stats").fields}
+
+    def counters(self) -> dict[str, int]:
+        """Every counter of `enum counter` by its lower-case name, summed over all threads."""
+        values = ffi.new("uint64_t[]", lib.COUNTERS)
+        lib.table_read_counters(self.pointer, values)
+        return {name: values[i] for i, name in enumerate(COUNTERS) if name != "drops_end"}
+
+    # ---- ends ----
+
+    def close_session(self, session_id: int, reason: str, generation: int = 0) -> bool:
+        """End a session at the ager's next tick; False if it is not alive or another generation is."""
+        return bool(lib.session_close(self.pointer, session_id, generation, END_REASONS.index(reason)))
+
+    def set_egress(self, session: Session, egress: int) -> bool:
+        """The route moved to another interface of the same zone; False if the session has ended meanwhile."""
+        return bool(lib.session_set_egress(self.pointer, session.id, session.generation, egress))
+
+    def close_matching(self, session_filter: Any, reason: str) -> int:
+        """End every session that passes the filter; how many."""
+        return int(lib.table_close_all(self.pointer, session_filter, END_REASONS.index(reason)))
+
+    def expire(self) -> list[Session]:
+        """At most EXPIRE_BATCH sessions that have ended, now CLOSED: log them, then free() them. Ager only."""
+        n = lib.table_expire(self.pointer, lib.table_now(), self._ended, EXPIRE_BATCH)
+        return [self._session(self._ended[i]) for i in range(n)]
+
+    def free(self, sessions: Iterable[Session]) -> None:
+        """CLOSED sessions leave the table and give their ports back. Ager only."""
+        ids = [session.id for session in sessions]
+        lib.session_free(self.pointer, ids, len(ids))
+
+    def _session(self, copy: Any) -> Session:
+        s = copy.session
+        keys = bytes(ffi.buffer(s.key))
+        age = (lib.table_now() - s.last_seen) & 0xFFFFFFFF
+        timeout = lib.session_timeout(self.pointer, ffi.addressof(s))
+        return Session(
+            id=copy.id,
+            generation=s.generation,
+            c2s=_read_key(keys),
+            s2c=_read_key(keys[KEY_SIZE:]),
+            state=STATES[s.state[0]],
+            type=TYPES[s.type],
+            end_reason=None if s.end_reason == ALIVE else END_REASONS[s.end_reason],
+            bytes=(s.bytes[0], s.bytes[1]),
+            packets=(s.packets[0], s.packets[1]),
+            timeout=timeout / TICKS,
+            time_to_live=max(timeout - age, 0) / TICKS,
+            start=s.start,
+            elapsed=((lib.table_now() - s.start_tick) & 0xFFFFFFFF) / TICKS,
+            application=s.application,
+            rule=s.rule,
+            nat_rule=s.nat_rule - 1 if s.nat_rule else None,
+            ingress=s.ingress,
+            egress=s.egress,
+            source_nat=bool(s.flags & lib.FLAG_SNAT),
+            destination_nat=bool(s.flags & lib.FLAG_DNAT),
+            log_end=bool(s.flags & lib.FLAG_LOG_END),
+            host=bool(s.flags & lib.FLAG_HOST),
+            parent=s.parent,
+        )
+
+
+def _read_key(raw: bytes) -> FlowKey:
+    return FlowKey(
+        int.from_bytes(raw[:16]),
+        int.from_bytes(raw[16:32]),
+        int.from_bytes(raw[32:34]),
+        int.from_bytes(raw[34:36]),
+        raw[36],
+        raw[37],
+        raw[38],
+    )
+
+
+def _write_key(target: Any, key: FlowKey) -> None:
+    ffi.buffer(target)[:] = (
+        (key.src << 128 | key.dst).to_bytes(32)
+        + (key.sport << 16 | key.dport).to_bytes(4)
+        + bytes((key.proto, key.zone, key.family, 0))
+    )
+
+
+def _write_decision(target: Any, decision: Decision, refused: int) -> None:
+    target.refused = refused
+    target.egress_zone = decision.egress_zone
+    target.application = decision.application
+    target.flags = (lib.FLAG_LOG_END if decision.log_end else 0) | (lib.FLAG_HOST if decision.host else 0)
+    target.rule = decision.rule
+    target.nat_rule = 0 if decision.nat_rule is None else decision.nat_rule + 1
+    target.ingress = decision.ingress
+    target.egress = decision.egress
+    target.parent = decision.parent
+    _write_translation(target, decision.translation or NO_TRANSLATION)
+
+
+def _write_translation(target: Any, translation: Translation) -> None:
+    target.source_nat = lib.SOURCE_KEEP
+    if translation.source is not None:
+        target.source_nat = lib.SOURCE_PORT if translation.ports else lib.SOURCE_STATIC
+        target.source = translation.source.to_bytes(16)
+        target.port_min, target.port_max = translation.ports or (0, 0)
+    target.destination_nat = translation.destination is not None
+    if translation.destination is not None:
+        target.destination = translation.destination.to_bytes(16)
+        target.destination_port = socket.htons(translation.destination_port or 0)
+
+
+NO_TRANSLATION = Translation()
+
+
+def _bitmap(ports: Iterable[int]) -> Any:
+    words = [0] * PORT_WORDS
+    for port in ports:
+        words[port // 64] |= 1 << port % 64
+    return words

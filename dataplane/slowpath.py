@@ -1,0 +1,360 @@
+"""First packet of a flow: decide once, so that the fast path never has to.
+
+A packet that no session claims is verdicted by a hot worker into the slow queue, where this thread takes it:
+
+    predicted? -> source check -> route -> NAT rule -> route again -> egress zone -> security rule -> install -> REPEAT
+
+Rules see addresses and ports as the packet brought them; the egress zone is that of the translated destination
+(PAN-OS). The packet is never changed here: REPEAT sends it round, and a hot worker finds the session and rewrites it. A
+second packet of the flow that was queued meanwhile finds the session too, by the look that comes before deciding.
+
+A refused packet leaves a DISCARD session, so that its successors die in C.
+"""
+
+import logging
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from netfilterqueue import NetfilterQueue
+
+from dataplane import predict
+from dataplane.counters import HitCounts
+from dataplane.ffi import ffi, lib
+from dataplane.flow import Decision, FlowKey, Session, Translation
+from dataplane.nat import NoAddress, translate
+from dataplane.policy.compile import CompiledNatRule, CompiledPolicy, CompiledSecurityRule
+from dataplane.policy.model import Action
+from dataplane.replies import Replies, tcp_reset, unreachable
+from dataplane.routes import Fib, Links, Route, is_ipv4
+from dataplane.sessions import HOST_ZONE, MARK_SEEN, AlreadyInstalled, InstallError, SessionTable
+
+QUEUE_LENGTH = 4096  # packets that may wait in the kernel for a decision
+RECEIVE_BUFFER = 8 << 20
+COPY_RANGE = 3900  # bytes: what fits into netfilterqueue's buffer of 4,096 with the attributes around it
+WAIT_MAX = 1.0  # seconds that a packet may wait for its verdict
+WAIT_ABSURD = 60.0  # a clock was set: believe nobody
+STOP_LATENCY = 0.1  # seconds
+
+HOST_INBOUND = "host-inbound"  # the name under which sessions to the firewall itself are shown and denied
+ECHO_TYPES = {0, 8, 128, 129}
+TCP = 6
+LINK_LOCAL = (0xFE80 << 112, 0x3FF << 118)  # fe80::/10
+
+log = logging.getLogger(__name__)
+
+
+class Refused(Exception):
+    """A packet that cannot even have a session; `counter` says why."""
+
+    def __init__(self, counter: int) -> None:
+        super().__init__(counter)
+        self.counter = counter
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything that a decision depends on besides the packet. Replaced as a whole when any of it changes."""
+
+    policy: CompiledPolicy
+    fib: Fib
+    links: Links
+    zone_by_interface: Mapping[int, int]  # interface index -> zone id
+    rule_numbers: tuple[int, ...]  # by index in policy.security_rules
+    nat_rule_numbers: tuple[int, ...]
+    application_rows: Mapping[str, int]
+    host_inbound_rule: int  # number
+    no_rule: int  # number of the rule without a name
+
+    def zone_of(self, route: Route | None) -> int:
+        """Zone of a route's interface; Refused where there is no way or the interface is in no zone."""
+        if route is None or route.kind not in ("unicast", "local", "broadcast"):
+            raise Refused(lib.FLOW_FWD_L3_NOROUTE)
+        zone = self.zone_by_interface.get(route.ifindex)
+        if zone is None:
+            raise Refused(lib.FLOW_FWD_L3_NOROUTE)
+        return zone
+
+    def interface_address(self, name: str, ipv4: bool) -> int | None:
+        """The first address of a family that an interface has, link-local ones aside."""
+        link = self.links.by_name(name)
+        addresses = link.addresses if link is not None else ()
+        return next((a for a in addresses if is_ipv4(a) == ipv4 and not _is_link_local(a)), None)
+
+    def is_host(self, address: int) -> bool:
+        """An address that the firewall itself listens to. The kernel calls NAT pools local too, which they are not."""
+        route = self.fib.lookup(address)
+        if route is not None and route.kind in ("multicast", "broadcast"):
+            return True
+        return any(address in link.addresses for link in self.links)
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """A first packet: its flow and what the key does not say."""
+
+    key: FlowKey
+    ingress: int  # interface index; 0 for the firewall's own
+    egress: int  # of the firewall's own packets, else 0
+    echo: bool
+
+
+Outcome = tuple[Decision, CompiledSecurityRule | None]
+
+
+def decide(first: First, world: World) -> Outcome:
+    """What becomes of the flow, and the security rule that said so (None: no rule was asked). Raises Refused."""
+    key = first.key
+    if (predicted := predict.match(key)) is not None:
+        return predicted, None
+    if key.zone == HOST_ZONE:
+        return own_traffic(first, world), None
+    route = world.fib.lookup(key.dst)
+    check_source(key, world)
+    if route is not None and route.kind in ("multicast", "broadcast"):
+        return to_host(first, None, world), None
+    nat_index = world.policy.nat_rule(key.zone, world.zone_of(route), key.src, key.dst, key.proto, key.dport)
+    nat = None if nat_index is None else world.policy.nat_rules[nat_index]
+    if nat is not None and nat.destination_map is not None:
+        route = world.fib.lookup(nat.destination_map.translate(key.dst))
+    if route is not None and route.kind == "local":
+        return to_host(first, nat_index, world), None
+    return by_policy(first, route, nat_index, world)
+
+
+def check_source(key: FlowKey, world: World) -> None:
+    """Anti-spoofing: the source must be routed back into the zone it comes from; Refused if not."""
+    route = world.fib.lookup(key.src)
+    if route is not None and route.kind in ("local", "broadcast", "multicast"):
+        raise Refused(lib.FLOW_IP_SPOOF)
+    if not world.policy.anti_spoof[key.zone] or _is_link_local(key.src) or _is_unspecified(key.src):
+        return
+    if route is None or world.zone_by_interface.get(route.ifindex) != key.zone:
+        raise Refused(lib.FLOW_IP_SPOOF)
+
+
+def own_traffic(first: First, world: World) -> Decision:
+    """What the firewall sends itself always has a session and needs no rule."""
+    return Decision(
+        discard=False,
+        egress_zone=world.zone_by_interface.get(first.egress, 0),
+        application=application_row(first, world),
+        rule=world.no_rule,
+        ingress=0,
+        egress=first.egress,
+        host=True,
+    )
+
+
+def to_host(first: First, nat_index: int | None, world: World) -> Decision:
+    """A session with the firewall itself, as the zone's host-inbound says. Its source is never translated: the answer
+    would come from the firewall to the firewall."""
+    key = first.key
+    nat = None if nat_index is None else world.policy.nat_rules[nat_index]
+    translation = None if nat is None else destination_only(translation_of(nat, key, world))
+    target, port = key.dst, key.dport
+    if translation is not None and translation.destination is not None:
+        target, port = translation.destination, translation.destination_port or port
+    allowed = world.policy.host_inbound(key.zone, key.proto, port) and world.is_host(target)
+    return Decision(
+        discard=not allowed,
+        egress_zone=HOST_ZONE,
+        application=application_row(first, world),
+        rule=world.host_inbound_rule,
+        ingress=first.ingress,
+        egress=0,
+        nat_rule=None if translation is None or nat_index is None else world.nat_rule_numbers[nat_index],
+        translation=translation if allowed else None,
+        host=True,
+    )
+
+
+def destination_only(translation: Translation | None) -> Translation | None:
+    if translation is None or translation.destination is None:
+        return None
+    return Translation(destination=translation.destination, destination_port=translation.destination_port)
+
+
+def by_policy(first: First, route: Route | None, nat_index: int | None, world: World) -> Outcome:
+    """A session through the firewall, as the first matching security rule says."""
+    key, policy = first.key, world.policy
+    egress_zone = world.zone_of(route)
+    application = policy.application(key.proto, key.dport, first.echo)
+    index = policy.security_rule(key.zone, egress_zone, key.src, key.dst, key.proto, key.dport, application.name)
+    rule = policy.security_rules[index]
+    allowed = rule.action is Action.ALLOW
+    nat = None if nat_index is None else policy.nat_rules[nat_index]
+    decision = Decision(
+        discard=not allowed,
+        egress_zone=egress_zone,
+        application=world.application_rows[application.name],
+        rule=world.rule_numbers[index],
+        ingress=first.ingress,
+        egress=route.ifindex if route is not None else 0,
+        nat_rule=None if nat_index is None else world.nat_rule_numbers[nat_index],
+        translation=translation_of(nat, key, world) if allowed and nat is not None else None,
+        log_end=rule.log_end,
+    )
+    return decision, rule
+
+
+def translation_of(nat: CompiledNatRule, key: FlowKey, world: World) -> Translation | None:
+    try:
+        return translate(nat, key.src, key.dst, key.family == 4, world.interface_address)
+    except NoAddress:
+        raise Refused(lib.NAT_DIPP_ALLOC_FAILURE) from None
+
+
+def application_row(first: First, world: World) -> int:
+    return world.application_rows[world.policy.application(first.key.proto, first.key.dport, first.echo).name]
+
+
+def _is_link_local(address: int) -> bool:
+    return address & LINK_LOCAL[1] == LINK_LOCAL[0]
+
+
+def _is_unspecified(address: int) -> bool:
+    return address in (0, 0xFFFF << 32)
+
+
+class SlowPath(threading.Thread):
+    """The thread of the slow queue. `world` may be replaced at any time; the next packet is decided by the new one."""
+
+    def __init__(
+        self,
+        queue: int,
+        table: SessionTable,
+        world: World,
+        hits: HitCounts,
+        replies: Replies,
+        record: Callable[[str, Session, str, str | None], None],
+    ) -> None:
+        super().__init__(name="slowpath", daemon=True)
+        self.world = world
+        self._table = table
+        self._hits = hits
+        self._replies = replies
+        self._record = record  # event, session, action, end reason
+        self._packet = ffi.new("struct packet *")
+        self._ending = threading.Event()
+        self._queue = NetfilterQueue()
+        self._queue.bind(
+            queue, self._take, max_len=QUEUE_LENGTH, range=COPY_RANGE, sock_len=RECEIVE_BUFFER
+        )
+
+    def run(self) -> None:
+        poller = select.poll()
+        poller.register(self._queue.get_fd(), select.POLLIN)
+        while not self._ending.is_set():
+            if poller.poll(STOP_LATENCY * 1000):
+                self._queue.run(block=False)
+
+    def stop(self) -> None:
+        self._ending.set()
+        self.join()
+        self._queue.unbind()
+
+    def _take(self, queued: Any) -> None:
+        """Every packet gets exactly one verdict, whatever happens on the way to it."""
+        verdict = queued.drop
+        try:
+            if self._handle(queued):
+                queued.set_mark(queued.get_mark() | MARK_SEEN)
+                verdict = queued.repeat
+        except Refused as refusal:
+            self._table.count(refusal.counter)
+        except InstallError:
+            pass  # counted by C
+        except Exception:
+            self._table.count(lib.FLOW_SLOWPATH_ERROR)
+            log.exception("a first packet could not be decided")
+        verdict()
+
+    def _handle(self, queued: Any) -> bool:
+        """True if the packet is to be sent round, because a session waits for it."""
+        age = time.time() - queued.get_timestamp()
+        if WAIT_MAX < age < WAIT_ABSURD:
+            raise Refused(lib.FLOW_QUEUED_TOO_LONG)
+        payload = queued.get_payload()
+        packet = self._parse(queued, payload)
+        look = lib.slowpath_look(self._table.pointer, packet)
+        if look != lib.VERDICT_PUNT:
+            return bool(look == lib.VERDICT_ACCEPT)
+        first = First(_key(packet.key), queued.physindev or queued.indev, queued.outdev, packet.icmp_type in ECHO_TYPES)
+        world = self.world
+        decision, rule = decide(first, world)
+        try:
+            session_id = self._install(first.key, decision, packet.ip_len)
+        except AlreadyInstalled:
+            return True
+        if rule is not None:
+            self._hits.add(rule.name)
+            self._log(session_id, rule)
+        if decision.discard:
+            self._refuse(payload, packet.l4, first, rule, world)
+        return not decision.discard
+
+    def _parse(self, queued: Any, payload: bytes) -> Any:
+        """The packet as C wants it. Its checksum was judged by the hot queue that sent it here."""
+        packet = self._packet
+        self._payload = ffi.from_buffer("uint8_t[]", payload)
+        packet.data = self._payload
+        packet.len = len(payload)
+        packet.ifindex = queued.physindev or queued.indev
+        packet.hook = queued.hook
+        packet.checksum = lib.CHECKSUM_TRUSTED
+        return packet
+
+    def _install(self, key: FlowKey, decision: Decision, length: int) -> int:
+        translation = decision.translation
+        if translation is not None and translation.ports and translation.source is not None:
+            self._table.open_pool(translation.source)
+        return self._table.install(key, decision, length)
+
+    def _log(self, session_id: int, rule: CompiledSecurityRule) -> None:
+        denied = rule.action is not Action.ALLOW
+        if not (rule.log_start or (denied and rule.log_end)):
+            return
+        session = self._table.read(session_id)
+        if session is None:
+            return
+        if denied:
+            self._record("drop" if rule.action is Action.DROP else "deny", session, rule.action.value, "policy-deny")
+        else:
+            self._record("start", session, rule.action.value, None)
+
+    def _refuse(
+        self, payload: bytes, l4: int, first: First, rule: CompiledSecurityRule | None, world: World
+    ) -> None:
+        """Count the refusal and send what the rule's action promises to the client; the server has seen nothing."""
+        self._table.count(lib.FLOW_POLICY_DENY if rule is not None else lib.FLOW_HOST_SERVICE_DENY)
+        if rule is None:
+            return
+        if rule.action in (Action.RESET_CLIENT, Action.RESET_BOTH) and first.key.proto == TCP:
+            self._answer(tcp_reset(payload, l4), lib.FLOW_ACTION_RESET)
+        elif rule.icmp_unreachable:
+            link = world.links.by_index(first.ingress)
+            own = world.interface_address(link.name, first.key.family == 4) if link is not None else None
+            if own is not None:
+                self._answer(unreachable(payload, own), lib.FLOW_ACTION_UNREACHABLE)
+
+    def _answer(self, packet: bytes | None, counter: int) -> None:
+        if packet is not None:
+            self._table.count(counter if self._replies.send(packet) else lib.FLOW_ACTION_LIMITED)
+
+
+def _key(key: Any) -> FlowKey:
+    raw = bytes(ffi.buffer(ffi.addressof(key)))
+    return FlowKey(
+        int.from_bytes(raw[:16]),
+        int.from_bytes(raw[16:32]),
+        socket.ntohs(key.sport),
+        socket.ntohs(key.dport),
+        key.proto,
+        key.zone,
+        key.family,
+    )

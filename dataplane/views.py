@@ -1,0 +1,86 @@
+"""A session as operators and programs read it (contract section 4): numbers become names, keys become flows."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from dataplane.flow import FlowKey, Session
+from dataplane.names import Names
+from dataplane.policy.objects import address_text
+
+VSYS = "vsys1"
+QOS_RULE = "N/A (class 4)"
+
+
+def session_json(session: Session, names: Names) -> dict[str, Any]:
+    """One session of `show session all --json`."""
+    return {
+        "id": session.id,
+        "vsys": VSYS,
+        "application": names.applications.name(session.application),
+        "state": session.state,
+        "type": session.type,
+        "flags": nat_flags(session),
+        "c2s": _flow(session.c2s, session, names),
+        "s2c": _flow(session.s2c, session, names),
+        "start_time": iso_time(session.start),
+        "timeout": int(session.timeout),
+        "time_to_live": int(session.time_to_live),
+        "bytes_c2s": session.bytes[0],
+        "bytes_s2c": session.bytes[1],
+        "packets_c2s": session.packets[0],
+        "packets_s2c": session.packets[1],
+        "rule": names.rules.name(session.rule) or None,
+        "nat_rule": nat_rule_name(session, names),
+        "address_port_translation": _translation(session),
+        "logged_at_end": session.log_end,
+        "in_ager": session.state in ("ACTIVE", "DISCARD"),
+        "synced_from_ha_peer": False,
+        "layer7_processing": "completed",
+        "offload": False,
+        "offload_reason": "unavailable",
+        "via_syn_cookies": False,
+        "terminated_on_host": session.host,
+        "ingress_interface": names.interface(session.ingress),
+        "egress_interface": names.interface(session.egress),
+        "qos_rule": QOS_RULE,
+        "parent_session": session.parent or None,
+        "prediction_triggered_by": None,
+        "prediction_matched_once": None,
+        "end_reason": session.end_reason or "unknown",
+    }
+
+
+def nat_flags(session: Session) -> str:
+    """The Flag column: NS, ND, NB or nothing."""
+    return {(True, False): "NS", (False, True): "ND", (True, True): "NB"}.get(
+        (session.source_nat, session.destination_nat), ""
+    )
+
+
+def nat_rule_name(session: Session, names: Names) -> str | None:
+    return None if session.nat_rule is None else names.nat_rules.name(session.nat_rule)
+
+
+def iso_time(seconds: float) -> str:
+    """Seconds since 1970 as ISO 8601 in UTC, to the second."""
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _flow(key: FlowKey, session: Session, names: Names) -> dict[str, Any]:
+    return {
+        "source": address_text(key.src),
+        "source_zone": names.zone(key.zone),
+        "dst": address_text(key.dst),
+        "proto": key.proto,
+        "sport": key.sport,
+        "dport": key.dport,
+        "state": session.state,
+        "type": session.type,
+        "src_user": "unknown",
+        "dst_user": "unknown",
+    }
+
+
+def _translation(session: Session) -> str | None:
+    sides = [side for side, done in (("source", session.source_nat), ("destination", session.destination_nat)) if done]
+    return " + ".join(sides) or None
