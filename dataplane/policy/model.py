@@ -1,0 +1,337 @@
+"""The configuration as it was written: one frozen class per noun, defaults next to types (PAN-OS ranges and names).
+
+A class checks what can be seen in one field alone; what needs two fields or a name defined elsewhere is load.py's.
+Addresses, ports and names stay text here, so that `model_dump(by_alias=True)` gives back a file that loads as the
+same configuration.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+
+from dataplane.policy.objects import ANY, LAST_PORT, parse_address, parse_default_port, parse_ports
+
+APPLICATION_DEFAULT = "application-default"
+DEFAULT_RULES = ("intrazone-default", "interzone-default")
+MAX_NAME = 63
+MAX_INTERFACE_NAME = 15
+"""IFNAMSIZ of Linux without the final zero."""
+MAX_ZONES = 250
+MAX_WORKERS = 64
+MAX_SESSIONS = 1 << 24
+
+_Item = TypeVar("_Item")
+Many = Annotated[tuple[_Item, ...], Strict(False)]
+"""A YAML list, kept as a tuple; its items stay strict."""
+Some = Annotated[tuple[_Item, ...], Strict(False), Field(min_length=1)]
+
+
+def _check_name(text: str) -> str:
+    if not text or len(text) > MAX_NAME:
+        raise ValueError(f"a name has 1 to {MAX_NAME} characters, not {len(text)}")
+    if not text.isprintable() or text != text.strip():
+        raise ValueError("a name has printable characters and no blanks around it")
+    if text == ANY:
+        raise ValueError("'any' cannot be a name")
+    return text
+
+
+def _check_object_name(text: str) -> str:
+    try:
+        parse_address(text)
+    except ValueError:
+        return _check_name(text)
+    raise ValueError("a name that reads as an address is ambiguous")
+
+
+def _check_interface(text: str) -> str:
+    if not 0 < len(text.encode()) <= MAX_INTERFACE_NAME or "/" in text or text in (".", "..") or " " in text:
+        raise ValueError(f"'{text}' cannot be the name of an interface")
+    if not text.isprintable():
+        raise ValueError("an interface has a printable name")
+    return text
+
+
+def _checked(parse: Callable[[str], object]) -> AfterValidator:
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
+
+
+def _port_texts(value: object) -> tuple[str, ...]:
+    """A port, a range or a list of them, each as text."""
+    items = value if isinstance(value, list | tuple) else [value]
+    if not items:
+        raise ValueError("must not be empty")
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, int | str):
+            raise ValueError("must be a port, a range such as 1000-2000, or a list of them")
+        parse_ports(str(item))
+    return tuple(str(item) for item in items)
+
+
+def _one_or_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _switch_or_settings(value: object) -> object:
+    return {"enabled": value} if isinstance(value, bool) else value
+
+
+def _check_ratio(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be 1, 2, 4 or 8, not true or false")
+    return value
+
+
+def _check_workers(value: object) -> object:
+    number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_WORKERS
+    if value != "auto" and not number:
+        raise ValueError(f"must be auto or a number from 1 to {MAX_WORKERS}")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+ObjectName = Annotated[str, AfterValidator(_check_object_name)]
+InterfaceName = Annotated[str, AfterValidator(_check_interface)]
+AddressText = Annotated[str, _checked(parse_address)]
+DefaultPort = Annotated[str, _checked(parse_default_port)]
+Ports = Annotated[tuple[str, ...], BeforeValidator(_port_texts)]
+Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
+
+
+Long = Annotated[int, Field(ge=1, le=15_999_999)]
+Week = Annotated[int, Field(ge=1, le=604_800)]
+TenMinutes = Annotated[int, Field(ge=1, le=600)]
+Minute = Annotated[int, Field(ge=1, le=60)]
+WeekOrDefault = Annotated[int, Field(ge=0, le=604_800)]
+
+
+class _Noun(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, alias_generator=lambda field: field.replace("_", "-")
+    )
+
+
+class Zone(_Noun):
+    """A named set of interfaces; every rule is about zones, never about interfaces."""
+
+    name: Name
+    interfaces: Many[InterfaceName]
+    anti_spoof: bool = True
+    """A new session's source must be routed back into the zone it came from."""
+
+
+class VirtualWire(_Noun):
+    """Two interfaces joined as a transparent bridge."""
+
+    name: Name
+    interfaces: Annotated[tuple[InterfaceName, ...], Strict(False), Field(min_length=2, max_length=2)]
+
+
+class Service(_Noun):
+    """A transport protocol with destination ports; matched on the original port, before translation."""
+
+    protocol: Literal["tcp", "udp"]
+    destination_port: Ports
+
+
+class CustomApplication(_Noun):
+    """A new application, or other ports and timers for a built-in one; seconds, 0 for the protocol's timer.
+
+    `timeout` is for every protocol; TCP and UDP take their own where one is given.
+    """
+
+    default_ports: Some[DefaultPort] | None = None
+    timeout: WeekOrDefault = 0
+    tcp_timeout: WeekOrDefault = 0
+    udp_timeout: WeekOrDefault = 0
+    tcp_half_closed_timeout: Week | None = None
+    tcp_time_wait_timeout: TenMinutes | None = None
+
+
+class Action(StrEnum):
+    """What becomes of a session that matches a rule; everything but ALLOW denies it."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    DROP = "drop"
+    RESET_CLIENT = "reset-client"
+    RESET_SERVER = "reset-server"
+    RESET_BOTH = "reset-both"
+
+
+class SecurityRule(_Noun):
+    """Allows or denies new sessions, on original addresses and the zone of the translated destination."""
+
+    name: Name
+    from_zones: Some[str] = Field((ANY,), alias="from")
+    to_zones: Some[str] = Field((ANY,), alias="to")
+    source: Some[str] = (ANY,)
+    negate_source: bool = False
+    destination: Some[str] = (ANY,)
+    negate_destination: bool = False
+    application: Some[str] = (ANY,)
+    service: Some[str] = (ANY,)
+    action: Annotated[Action, Strict(False)]
+    icmp_unreachable: bool = False
+    log_start: bool = False
+    log_end: bool = True
+    disabled: bool = False
+
+
+class NatType(StrEnum):
+    """The family a NAT rule is for; it never matches the other."""
+
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+    NPTV6 = "nptv6"
+
+
+class SourceType(StrEnum):
+    """How a source address is chosen; the first two choose a port as well."""
+
+    DYNAMIC_IP_AND_PORT = "dynamic-ip-and-port"
+    PERSISTENT_DYNAMIC_IP_AND_PORT = "persistent-dynamic-ip-and-port"
+    DYNAMIC_IP = "dynamic-ip"
+    STATIC_IP = "static-ip"
+
+
+class SourceTranslation(_Noun):
+    """What the source becomes: the address of `interface`, or one of `addresses`."""
+
+    type: Annotated[SourceType, Strict(False)]
+    interface: InterfaceName | None = None
+    addresses: Some[str] | None = None
+    port_range: Annotated[str, _checked(parse_ports)] | None = None
+    bi_directional: bool = False
+
+
+class DestinationTranslation(_Noun):
+    """What the destination becomes: one address, or as many as the rule's destination holds, in order."""
+
+    address: str
+    port: Port | None = None
+
+
+class NatRule(_Noun):
+    """Translates new sessions, on original addresses and the zone of the original destination.
+
+    A rule with neither translation exempts what it matches.
+    """
+
+    name: Name
+    nat_type: Annotated[NatType, Strict(False)] = NatType.IPV4
+    from_zones: Some[str] = Field((ANY,), alias="from")
+    to_zone: str = Field(ANY, alias="to")
+    source: Some[str] = (ANY,)
+    destination: Some[str] = (ANY,)
+    service: Annotated[Some[str], BeforeValidator(_one_or_list)] = (ANY,)
+    disabled: bool = False
+    source_translation: SourceTranslation | None = None
+    destination_translation: DestinationTranslation | None = None
+
+
+class Timeouts(_Noun):
+    """Seconds without a packet after which a session ends, by protocol and TCP state."""
+
+    tcp: Long = 3600
+    tcp_init: Minute = 5
+    tcp_handshake: Minute = 10
+    tcp_half_closed: Week = 120
+    tcp_time_wait: TenMinutes = 15
+    tcp_unverified_rst: TenMinutes = 30
+    udp: Long = 30
+    icmp: Long = 6
+    default: Long = 30
+    discard_tcp: Long = 90
+    discard_udp: Long = 60
+    discard_default: Long = 60
+
+
+class AcceleratedAging(_Noun):
+    """Above `threshold` percent of the table every idle timer is divided by `scaling_factor`."""
+
+    enabled: bool = True
+    threshold: Annotated[int, Field(ge=50, le=99)] = 80
+    scaling_factor: Annotated[int, Field(ge=2, le=16)] = 2
+
+
+class SessionSettings(_Noun):
+    """The session table and its timers."""
+
+    max_sessions: Annotated[int, Field(ge=1, le=MAX_SESSIONS)] = 262_144
+    timeouts: Timeouts = Timeouts()
+    tcp_reject_non_syn: bool = True
+    accelerated_aging: AcceleratedAging = AcceleratedAging()
+    rematch_on_commit: bool = True
+
+
+class NatSettings(_Noun):
+    """At most so many sessions share a translated address and port, only towards different destinations."""
+
+    oversubscription: Annotated[Literal[1, 2, 4, 8], BeforeValidator(_check_ratio)] = 1
+
+
+class AlgProtocol(_Noun):
+    """One application layer gateway: written as true, false, or a mapping."""
+
+    enabled: bool = True
+    ports: Some[Port] | None = None
+
+
+Alg = Annotated[AlgProtocol, BeforeValidator(_switch_or_settings)]
+
+
+class AlgSettings(_Noun):
+    """The protocols whose control channel opens further sessions."""
+
+    ftp: Alg = AlgProtocol()
+    tftp: Alg = AlgProtocol()
+    sip: Alg = AlgProtocol()
+
+
+class QueueSettings(_Noun):
+    """NFQUEUE numbers: `workers` hot queues from `first`, then the slow one."""
+
+    first: Annotated[int, Field(ge=0, le=65535)] = 0
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_check_workers)] = "auto"
+    fail_open: bool = False
+
+
+class Settings(_Noun):
+    """How the firewall works, apart from what it allows."""
+
+    session: SessionSettings = SessionSettings()
+    nat: NatSettings = NatSettings()
+    alg: AlgSettings = AlgSettings()
+    queue: QueueSettings = QueueSettings()
+    offload: bool = True
+    dispatch_cache: bool = True
+
+
+class LogSettings(_Noun):
+    """Which logs are written."""
+
+    traffic: bool = True
+
+
+class Config(_Noun):
+    """A whole configuration file."""
+
+    zones: Annotated[tuple[Zone, ...], Strict(False), Field(min_length=1, max_length=MAX_ZONES)]
+    virtual_wires: Many[VirtualWire] = ()
+    addresses: dict[ObjectName, AddressText] = {}
+    address_groups: dict[ObjectName, Some[str]] = {}
+    services: dict[Name, Service] = {}
+    service_groups: dict[Name, Some[str]] = {}
+    applications: dict[Name, CustomApplication] = {}
+    security_rules: Many[SecurityRule] = ()
+    nat_rules: Many[NatRule] = ()
+    host_inbound: dict[str, Many[str]] = {}
+    settings: Settings = Settings()
+    log: LogSettings = LogSettings()
