@@ -4,7 +4,7 @@ Every handler takes the request's arguments as they came over the wire, so it va
 """
 
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 from dataplane.control import Handler
@@ -13,7 +13,7 @@ from dataplane.errors import DataplaneError, UsageError
 from dataplane.ffi import ffi, lib
 from dataplane.filters import Match, SessionFilter, match_of, parse_counter_filter, parse_filter
 from dataplane.policy.compile import DEFAULT_PORT_RANGE, Pool
-from dataplane.policy.objects import is_ipv4
+from dataplane.policy.objects import address_text
 from dataplane.sessions import STATES, TICKS, TYPES
 from dataplane.views import VSYS, iso_time, session_json
 
@@ -122,8 +122,14 @@ class Commands:
 
     def nat_policy(self, arguments: Arguments) -> Iterator[object]:
         del arguments
-        policy = self._engine.policy
-        yield from (policy.nat_rule_view(index) for index in range(len(policy.nat_rules)))
+        for index, rule in enumerate(self._engine.policy.nat_rules):
+            view = self._engine.policy.nat_rule_view(index)
+            if rule.pool is None or rule.pool.interface is None:
+                yield view
+                continue
+            where = f"src: {rule.pool.interface}"
+            own = " ".join([where, *map(address_text, self._pool_addresses(rule.pool))])
+            yield {**view, "translate_to": view["translate_to"].replace(where, own, 1)}
 
     def ippool(self, arguments: Arguments) -> Iterator[object]:
         del arguments
@@ -199,7 +205,7 @@ class Commands:
         capacity = len(addresses) * (ports[1] - ports[0] + 1)
         return {
             "rule": pool.rule,
-            "address": self._pool_text(pool),
+            "address": _ranges_text([(a, a) for a in addresses] if pool.interface else pool.addresses),
             "type": POOL_TYPES.get(pool.type.value, pool.type.value),
             "used": used,
             "available": max(capacity - used, 0),
@@ -211,10 +217,6 @@ class Commands:
             return [address for first, last in pool.addresses for address in range(first, last + 1)]
         own = self._engine.slowpath.world.interface_address(pool.interface, pool.nat_type.value == "ipv4")
         return [] if own is None else [own]
-
-    def _pool_text(self, pool: Pool) -> str:
-        from_policy = self._engine.policy.nat_rule_view(pool.rule_index)
-        return str(from_policy["translate_to"])
 
     def _session_filter(self, wanted: SessionFilter) -> Any:
         """The filter as C applies it; None where it names something that no session can have."""
@@ -261,6 +263,10 @@ def _id(arguments: Arguments) -> int:
     if not isinstance(session_id, int) or isinstance(session_id, bool):
         raise UsageError("id: not a number")
     return session_id
+
+
+def _ranges_text(ranges: Iterable[tuple[int, int]]) -> str:
+    return ", ".join("-".join(map(address_text, dict.fromkeys(ends))) for ends in ranges)
 
 
 def _state(word: str) -> int:

@@ -1,7 +1,7 @@
 """What the counters of session.h are called and mean, and how often each rule was hit.
 
-`enum counter` and this list are one list: a test compares them. Names and the three words of classification follow PAN-OS
-where it has them.
+`enum counter` and this list are one list: a test compares them. Names and the three words of classification follow
+PAN-OS where it has them.
 """
 
 import threading
@@ -34,7 +34,12 @@ DESCRIPTIONS: dict[str, tuple[str, str, str, str]] = {
     "flow_fwd_l3_noroute": ("drop", "flow", "forward", "Packets dropped: no route"),
     "flow_fwd_l3_mcast_drop": ("drop", "flow", "forward", "Packets dropped: no route for multicast or broadcast"),
     "flow_icmp_error_no_session": ("drop", "flow", "session", "Packets dropped: ICMP error that quotes no session"),
-    "flow_marked_miss": ("drop", "flow", "session", "Packets dropped: session was gone when its first packet came round"),
+    "flow_marked_miss": (
+        "drop",
+        "flow",
+        "session",
+        "Packets dropped: session gone when its first packet came round",
+    ),
     "flow_queued_too_long": ("drop", "flow", "resource", "Packets dropped: waited too long in a queue"),
     "flow_queue_truncated": ("drop", "flow", "resource", "Packets dropped: too large for a queue"),
     "flow_slowpath_error": ("drop", "flow", "session", "Packets dropped: the slow path failed on them"),

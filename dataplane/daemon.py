@@ -1,7 +1,7 @@
 """`dataplane run`: one firewall in the foreground, from its configuration to its last log record.
 
-The lock on dataplane.pid makes a second daemon on the same runtime directory fail before it touches anything; the kernel
-drops the lock when its holder dies, however it dies.
+The lock on dataplane.pid makes a second daemon on the same runtime directory fail before it touches anything; the
+kernel drops the lock when its holder dies, however it dies.
 """
 
 import fcntl

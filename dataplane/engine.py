@@ -1,8 +1,8 @@
 """The composition root: builds every part from a configuration, starts and stops every thread, and wires them.
 
 Start: table and policy, then whoever may be asked (routes, log), then the threads that serve the queues, and only when
-all of them are bound the rules that fill the queues; forwarding is switched on last. Stop is the same road back, so that
-no packet crosses unseen at either end.
+all of them are bound the rules that fill the queues; forwarding is switched on last. Stop is the same road back, so
+that no packet crosses unseen at either end.
 """
 
 import errno
@@ -17,9 +17,9 @@ from dataplane.counters import GlobalCounters, HitCounts
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Session
-from dataplane.logs import LogWriter, traffic_record
+from dataplane.logs import LogWriter, SystemLog, traffic_record
 from dataplane.names import Names
-from dataplane.policy.applications import TCP, UDP, ICMP
+from dataplane.policy.applications import ICMP, TCP, UDP
 from dataplane.policy.compile import CompiledPolicy, compile_policy
 from dataplane.policy.model import Config
 from dataplane.replies import Replies
@@ -38,7 +38,10 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """One running firewall. start() raises DataplaneError with nothing left behind; `failed` is set when a worker dies."""
+    """One running firewall. start() raises DataplaneError with nothing left behind.
+
+    `failed` is set when a worker ends by itself: nobody would serve its queue.
+    """
 
     def __init__(self, config: Config, runtime_dir: Path, log_dir: Path) -> None:
         self.config = config
@@ -49,6 +52,8 @@ class Engine:
         self.counters = GlobalCounters()
         self.table = SessionTable(config.settings.session.max_sessions)
         self.traffic_log = LogWriter(log_dir / "traffic.json", self._records_lost)
+        self.system_log = LogWriter(log_dir / "system.json", self._records_lost)
+        self._system_handler = SystemLog(self.system_log)
         self.monitor = Monitor(self._host_changed)
         self._actions: dict[int, str] = {}  # rule number -> action, for the records of sessions that end
         self._sysctls = Sysctls(runtime_dir)
@@ -56,14 +61,14 @@ class Engine:
         self._backend = find_backend()
         self._replies = Replies(MARK_OWN)
         self._load_settings()
-        self.slowpath = SlowPath(
-            self._slow_queue, self.table, self._world(), self.hits, self._replies, self._record
-        )
+        self.slowpath = SlowPath(self._slow_queue, self.table, self._world(), self.hits, self._replies, self._record)
         self.ager = Ager(self.table, self._session_ended)
         self._workers: list[tuple[Any, threading.Thread]] = []
 
     def start(self) -> None:
         self.traffic_log.start()
+        self.system_log.start()
+        logging.getLogger().addHandler(self._system_handler)
         try:
             self._open_workers()
             self.slowpath.start()
@@ -121,7 +126,9 @@ class Engine:
             if worker == ffi.NULL:
                 reason = "another program reads it" if ffi.errno == errno.EPERM else os.strerror(ffi.errno)
                 raise DataplaneError(f"NFQUEUE {number}: {reason}")
-            thread = threading.Thread(target=self._run_worker, args=(worker, number), name=f"worker-{number}", daemon=True)
+            thread = threading.Thread(
+                target=self._run_worker, args=(worker, number), name=f"worker-{number}", daemon=True
+            )
             self._workers.append((worker, thread))
             thread.start()
 
@@ -144,17 +151,17 @@ class Engine:
                 thread.stop()
         self.table.close_matching(ffi.new("struct session_filter *"), "unknown")
         self.ager.expire()
-        self.traffic_log.stop()
         self._replies.close()
+        logging.getLogger().removeHandler(self._system_handler)
+        self.traffic_log.stop()
+        self.system_log.stop()
 
     # ---- what the policy says to C ----
 
     def _load_settings(self) -> None:
         session = self.config.settings.session
         aging = session.accelerated_aging
-        self.table.configure(
-            session.tcp_reject_non_syn, aging.threshold if aging.enabled else 0, aging.scaling_factor
-        )
+        self.table.configure(session.tcp_reject_non_syn, aging.threshold if aging.enabled else 0, aging.scaling_factor)
         self.names.set_zones(self.policy.zone_ids)
         for name in self.policy.applications.by_name:
             self.table.set_timers(self.names.applications.number(name), self._timers(name))
@@ -206,9 +213,7 @@ class Engine:
         self.slowpath.world = self._world()
         if kind in ("link", "address"):
             self._sysctls.apply(self.policy.interface_zone)
-            self._answering.set(
-                address for first, last in self.policy.answered for address in range(first, last + 1)
-            )
+            self._answering.set(address for first, last in self.policy.answered for address in range(first, last + 1))
         self._follow_routes()
 
     def _follow_routes(self) -> None:

@@ -1,4 +1,4 @@
-"""The traffic log: what a record says, and a thread that writes records so that no packet waits for a disk.
+"""The logs: what a record of the traffic log says, and a thread that writes records so that nobody waits for a disk.
 
 Records are contract section 5. Whoever logs appends to a bounded queue and goes on; when the queue is full, or the disk
 refuses, records are lost and counted.
@@ -23,6 +23,7 @@ from dataplane.views import iso_time, nat_flags, nat_rule_name
 QUEUE_LENGTH = 262_144  # records that may wait for the disk
 BATCH = 4096  # records encoded at once
 IDLE = 0.2  # seconds between two looks at an empty queue
+STOP_TIMEOUT = 5.0  # seconds
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,19 @@ def traffic_record(event: str, session: Session, names: Names, action: str, reas
     }
 
 
+class SystemLog(logging.Handler):
+    """What the daemon says about itself, as lines of system.json."""
+
+    def __init__(self, writer: "LogWriter") -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self._writer.write({"time": when, "severity": record.levelname.lower(), "source": record.name, "message": text})
+
+
 class LogWriter(threading.Thread):
     """Appends JSON lines to a file. `lost(n)` is called with the number of records that could not be written."""
 
@@ -91,9 +105,9 @@ class LogWriter(threading.Thread):
                 self._ending.wait(IDLE)
 
     def stop(self) -> None:
-        """Write what is waiting and end."""
+        """Write what is waiting and end; what a disk does not take in STOP_TIMEOUT seconds is lost."""
         self._ending.set()
-        self.join()
+        self.join(STOP_TIMEOUT)
 
     def _take(self) -> list[Mapping[str, Any]]:
         batch: list[Mapping[str, Any]] = []
@@ -112,8 +126,8 @@ class LogWriter(threading.Thread):
         except OSError as error:
             self._lost(len(batch))
             if not self._failing:
+                self._failing = True  # first: the message may come back to this very log
                 log.error("%s: %s; records are lost until this is mended", self._path, error)
-            self._failing = True
             time.sleep(IDLE)
             return
         self._failing = False

@@ -19,7 +19,9 @@ class NoAddress(Exception):
     """The interface whose address a rule translates to has none now."""
 
 
-def translate(rule: CompiledNatRule, src: int, dst: int, ipv4: bool, interface_address: InterfaceAddress) -> Translation | None:
+def translate(
+    rule: CompiledNatRule, src: int, dst: int, ipv4: bool, interface_address: InterfaceAddress
+) -> Translation | None:
     """The translation of a session that matched the rule; None where the rule exempts it. Raises NoAddress."""
     source = ports = None
     if rule.pool is not None:

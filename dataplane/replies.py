@@ -1,8 +1,8 @@
 """What the firewall answers to a packet that it refuses: a TCP RST or an ICMP unreachable to the sender.
 
-Both are sent through raw sockets with the whole IP header, the RST in the destination's name, and carry MARK_OWN so that
-our own rules let them pass. Neither answers a RST, an ICMP error, or what came from or to a group of hosts (RFC 1122
-section 3.2.2). The rate is bounded as PAN-OS bounds it, so that a flood of refused packets makes no flood of answers.
+Both are sent through raw sockets with the whole IP header, the RST in the destination's name, and carry MARK_OWN so
+that our own rules let them pass. Neither answers a RST, an ICMP error, or what came from or to a group of hosts
+(RFC 1122 section 3.2.2). The rate is bounded as PAN-OS bounds it: a flood of refused packets makes no flood of answers.
 """
 
 import errno
@@ -87,7 +87,9 @@ def tcp_reset(packet: bytes, l4: int) -> bytes | None:
         acked = seq + payload + bool(flags & SYN) + bool(flags & FIN) & 0xFFFFFFFF
         header = struct.pack("!HHIIBBHHH", dport, sport, 0, acked, 5 << 4, RST | ACK, 0, 0, 0)
     source, destination = _addresses(packet)
-    return _datagram(destination, source, TCP, _with_checksum(header, 16, _pseudo(destination, source, TCP, len(header))))
+    return _datagram(
+        destination, source, TCP, _with_checksum(header, 16, _pseudo(destination, source, TCP, len(header)))
+    )
 
 
 def unreachable(packet: bytes, own_address: int) -> bytes | None:

@@ -20,9 +20,7 @@ NO_POOL = -1
 
 STATES = tuple(name.removeprefix("SESSION_") for name in enum_names("session_state").values())
 TYPES = tuple(name.removeprefix("SESSION_") for name in enum_names("session_type").values())
-END_REASONS = tuple(
-    name.removeprefix("END_").lower().replace("_", "-") for name in enum_names("end_reason").values()
-)
+END_REASONS = tuple(name.removeprefix("END_").lower().replace("_", "-") for name in enum_names("end_reason").values())
 ALIVE = END_REASONS.index("none")
 COUNTERS = tuple(name.lower() for name in enum_names("counter").values())[: lib.COUNTERS]
 SCAN_BATCH = 1024  # copies in memory at once

@@ -242,9 +242,7 @@ class SlowPath(threading.Thread):
         self._packet = ffi.new("struct packet *")
         self._ending = threading.Event()
         self._queue = NetfilterQueue()
-        self._queue.bind(
-            queue, self._take, max_len=QUEUE_LENGTH, range=COPY_RANGE, sock_len=RECEIVE_BUFFER
-        )
+        self._queue.bind(queue, self._take, max_len=QUEUE_LENGTH, range=COPY_RANGE, sock_len=RECEIVE_BUFFER)
 
     def run(self) -> None:
         poller = select.poll()
@@ -327,9 +325,7 @@ class SlowPath(threading.Thread):
         else:
             self._record("start", session, rule.action.value, None)
 
-    def _refuse(
-        self, payload: bytes, l4: int, first: First, rule: CompiledSecurityRule | None, world: World
-    ) -> None:
+    def _refuse(self, payload: bytes, l4: int, first: First, rule: CompiledSecurityRule | None, world: World) -> None:
         """Count the refusal and send what the rule's action promises to the client; the server has seen nothing."""
         self._table.count(lib.FLOW_POLICY_DENY if rule is not None else lib.FLOW_HOST_SERVICE_DENY)
         if rule is None:

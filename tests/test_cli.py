@@ -306,7 +306,7 @@ def test_runtime_dir_option_beats_the_environment(daemon, tmp_path, monkeypatch)
         assert CliRunner().invoke(main, typed).exit_code == 0
 
 
-def test_run_hands_its_paths_to_the_engine(dataplane, tmp_path, monkeypatch):
+def test_run_hands_its_paths_to_the_daemon(dataplane, tmp_path, monkeypatch):
     """And ends with the engine's exit code."""
     calls: list[tuple[Path, ...]] = []
 
@@ -314,10 +314,10 @@ def test_run_hands_its_paths_to_the_engine(dataplane, tmp_path, monkeypatch):
         calls.append(paths)
         return 7
 
-    engine: Any = ModuleType("dataplane.engine")
-    engine.run = run
-    monkeypatch.setitem(sys.modules, "dataplane.engine", engine)
-    monkeypatch.setattr("dataplane.engine", engine, raising=False)
+    daemon: Any = ModuleType("dataplane.daemon")
+    daemon.run = run
+    monkeypatch.setitem(sys.modules, "dataplane.daemon", daemon)
+    monkeypatch.setattr("dataplane.daemon", daemon, raising=False)
     assert dataplane("run", "--config", "firewall.yaml").exit_code == 7
     assert dataplane("run", "--config", "f", "--log-dir", "l", "--state-dir", "s", "--runtime-dir", "r").exit_code == 7
     assert calls == [
