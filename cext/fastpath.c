@@ -97,7 +97,7 @@ static enum verdict pass(struct packet *pkt, struct session *s, int dir, const s
 			return v;
 		}
 	} else {
-		s->last_seen = b->now;
+		session_touch(s, b);
 	}
 	account(s, dir, pkt->ip_len);
 	translated = has_translation(s);

@@ -179,6 +179,7 @@ uint32_t wheel_deadline(struct table *t, const struct session *s);  /* tick at w
 /* tcp.c */
 enum verdict tcp_track(const struct packet *pkt, struct session *s, int dir, const struct burst *b);
 uint32_t session_timer(const struct session *s, const struct timers *timers, bool discard);   /* seconds */
+void session_touch(struct session *s, const struct burst *b);                          /* lock held */
 
 /* rewrite.c */
 uint16_t checksum_add(const uint8_t *p, uint32_t len, uint32_t sum);                   /* folded, not inverted */

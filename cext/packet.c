@@ -185,6 +185,8 @@ static enum verdict parse_tcp(struct packet *pkt, const struct burst *b)
 		return drop(b, TCP_FLAG_ZERO);
 	if ((pkt->tcp_flags & TCP_FLAG_SYN) && (pkt->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_RST)))
 		return drop(b, TCP_FLAG_INVALID);
+	if (!(pkt->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_RST | TCP_FLAG_ACK)))
+		return drop(b, TCP_FLAG_INVALID);   /* a host ignores it: RFC 9293 section 3.10.7.4 */
 	pkt->seq = get32(tcp + 4);
 	pkt->ack = get32(tcp + 8);
 	pkt->window = get16(tcp + 14);

@@ -784,28 +784,24 @@ static int put_as_it_is(const struct burst *b, struct session *s, struct flow_ke
 	return INSTALL_CLASH;
 }
 
-/* Both flows into the hash, return flow first; 0 or an install_error with nothing left behind. */
+/* Both flows into the hash, its own first; 0 or an install_error with nothing left behind. */
 static int put_flows(const struct burst *b, struct session *s, const struct flow_key *key, const struct decision *d)
 {
 	struct table *t = b->table;
-	uint32_t id = session_id(t, s);
+	uint32_t ref = session_id(t, s) << 1;
 	struct flow_key back = return_key(key, d);
-	enum put_result result;
+	enum put_result result = flow_put(t, key, ref);
 	int error;
 
+	if (result != PUT_DONE)
+		return result == PUT_EXISTS ? INSTALL_EXISTS : INSTALL_FULL;
 	if (d->source_nat == SOURCE_PORT && back.dport)
 		error = put_with_port(b, s, &back, d);
 	else
 		error = put_as_it_is(b, s, &back, d);
 	if (error)
-		return error;
-	result = flow_put(t, key, id << 1);
-	if (result == PUT_DONE)
-		return 0;
-	flow_remove(t, &back, id << 1 | 1);
-	if (s->pool)
-		natpool_give(t, s->pool - 1u, back.proto, ntohs(back.dport));
-	return result == PUT_EXISTS ? INSTALL_EXISTS : INSTALL_FULL;
+		flow_remove(t, key, ref);
+	return error;
 }
 
 static int64_t install_failed(const struct burst *b, int error)

@@ -93,16 +93,21 @@ uint32_t session_timer(const struct session *s, const struct timers *timers, boo
 	return timers->tcp;
 }
 
-/* Enters a state and restarts its timer; a shorter one brings the session forward in the wheel. */
-static void enter(struct session *s, enum tcp_state state, const struct burst *b)
+/* Restarts the timer of a session's state; a shorter one brings the session forward in the wheel. */
+void session_touch(struct session *s, const struct burst *b)
 {
 	uint32_t before_ticks = s->timeout;
 
-	s->tcp_state = state;
 	s->timeout = session_timer(s, &b->table->timers[s->application], false) * TENTHS;
 	s->last_seen = b->now;
 	if (s->timeout < before_ticks)
 		wheel_schedule(b->table, s, wheel_deadline(b->table, s));
+}
+
+static void enter(struct session *s, enum tcp_state state, const struct burst *b)
+{
+	s->tcp_state = state;
+	session_touch(s, b);
 }
 
 static void learn_scale(struct session *s, int dir, const struct packet *pkt)
@@ -234,6 +239,7 @@ static enum verdict reopen(const struct packet *pkt, struct session *s, const st
 	session_set_closing(b->table, s, END_TCP_REUSE);
 	wheel_schedule(b->table, s, b->now);
 	count_in(b->counter, TCP_SESSION_REUSED, 1);
+	count_in(b->counter, PKT_PUNT, 1);
 	return VERDICT_PUNT;
 }
 

@@ -97,13 +97,13 @@ void wheel_remove(struct table *t, struct session *s)
 	spin_unlock(&t->wheel_lock);
 }
 
-/* Takes up to BATCH sessions out of the slots up to `now`; *done when none is left there. */
-static uint32_t take_due(struct table *t, uint32_t now, uint32_t *ids, bool *done)
+/* Takes up to `most` sessions out of the slots up to `now`; *done when none is left there. */
+static uint32_t take_due(struct table *t, uint32_t now, uint32_t *ids, uint32_t most, bool *done)
 {
 	uint32_t n = 0;
 
 	spin_lock(&t->wheel_lock);
-	while (n < BATCH && (int32_t)(now - t->wheel_tick) >= 0) {
+	while (n < most && (int32_t)(now - t->wheel_tick) >= 0) {
 		uint32_t id = t->wheel_head[t->wheel_tick % WHEEL_SLOTS];
 
 		if (id) {
@@ -115,7 +115,7 @@ static uint32_t take_due(struct table *t, uint32_t now, uint32_t *ids, bool *don
 			t->wheel_tick++;
 		}
 	}
-	*done = n < BATCH;
+	*done = n < most;
 	spin_unlock(&t->wheel_lock);
 	return n;
 }
@@ -179,8 +179,8 @@ uint32_t table_expire(struct table *t, uint32_t now, struct session_copy *ended,
 	bool done = false;
 
 	accelerate(t);
-	while (!done && found + BATCH <= n) {
-		uint32_t due = take_due(t, now, ids, &done);
+	while (!done && found < n) {
+		uint32_t due = take_due(t, now, ids, n - found < BATCH ? n - found : BATCH, &done);
 
 		for (uint32_t i = 0; i < due; i++)
 			found += judge(t, ids[i], now, &ended[found]);

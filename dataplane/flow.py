@@ -50,8 +50,7 @@ class Decision:
     parent: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(NamedTuple):
     """One session as it was when it was copied."""
 
     id: int

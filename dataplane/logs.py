@@ -9,7 +9,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import msgspec
 from dataplane.flow import Session
 from dataplane.names import Names
 from dataplane.policy.objects import address_text
-from dataplane.views import iso_time, nat_flags, nat_rule_name
+from dataplane.views import iso_time, iso_time_ms, nat_flags, nat_rule_name
 
 QUEUE_LENGTH = 262_144  # records that may wait for the disk
 BATCH = 4096  # records encoded at once
@@ -33,7 +32,7 @@ def traffic_record(event: str, session: Session, names: Names, action: str, reas
     c2s, s2c = session.c2s, session.s2c
     return {
         "event": event,
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "time": iso_time_ms(time.time()),
         "session_id": session.id,
         "rule": names.rules.name(session.rule) or None,
         "nat_rule": nat_rule_name(session, names),
@@ -74,8 +73,8 @@ class SystemLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
-        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        self._writer.write({"time": when, "severity": record.levelname.lower(), "source": record.name, "message": text})
+        when, severity = iso_time_ms(record.created), record.levelname.lower()
+        self._writer.write({"time": when, "severity": severity, "source": record.name, "message": text})
 
 
 class LogWriter(threading.Thread):

@@ -5,10 +5,11 @@ generation, so that a slot that has begun another life meanwhile is not meant.
 """
 
 import socket
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from dataplane.ffi import check, enum_names, ffi, lib
+from dataplane.ffi import check, enum_names, ffi, lib, unpacker
 from dataplane.flow import Decision, FlowKey, Session, Translation
 
 HOST_ZONE: int = lib.ZONE_HOST
@@ -27,7 +28,13 @@ SCAN_BATCH = 1024  # copies in memory at once
 EXPIRE_BATCH = 4096
 
 PORT_WORDS = 1024
-KEY_SIZE: int = ffi.sizeof("struct flow_key")
+
+KEY = struct.Struct("!16s16sHHBBBx")  # struct flow_key, which is in network order
+SESSION_FIELDS = [
+    "key", "generation", "bytes", "packets", "last_seen", "state", "type", "end_reason", "application", "flags", "rule",
+    "nat_rule", "ingress", "egress", "start", "start_tick", "parent",
+]  # fmt: skip
+SESSION = unpacker("session", SESSION_FIELDS)
 
 
 class InstallError(Exception):
@@ -171,55 +178,47 @@ class SessionTable:
         lib.session_free(self.pointer, ids, len(ids))
 
     def _session(self, copy: Any) -> Session:
-        s = copy.session
-        keys = bytes(ffi.buffer(s.key))
-        age = (lib.table_now() - s.last_seen) & 0xFFFFFFFF
-        timeout = lib.session_timeout(self.pointer, ffi.addressof(s))
+        raw = ffi.addressof(copy, "session")
+        now, timeout = lib.table_now(), lib.session_timeout(self.pointer, raw)
+        (
+            keys, generation, bytes_c2s, bytes_s2c, packets_c2s, packets_s2c, last_seen, state, _, kind, end_reason,
+            application, flags, rule, nat_rule, ingress, egress, start, start_tick, parent,
+        ) = SESSION.unpack_from(ffi.buffer(raw))  # fmt: skip # one value per field of SESSION_FIELDS
         return Session(
             id=copy.id,
-            generation=s.generation,
-            c2s=_read_key(keys),
-            s2c=_read_key(keys[KEY_SIZE:]),
-            state=STATES[s.state[0]],
-            type=TYPES[s.type],
-            end_reason=None if s.end_reason == ALIVE else END_REASONS[s.end_reason],
-            bytes=(s.bytes[0], s.bytes[1]),
-            packets=(s.packets[0], s.packets[1]),
+            generation=generation,
+            c2s=read_key(keys),
+            s2c=read_key(keys, KEY.size),
+            state=STATES[state],
+            type=TYPES[kind],
+            end_reason=None if end_reason == ALIVE else END_REASONS[end_reason],
+            bytes=(bytes_c2s, bytes_s2c),
+            packets=(packets_c2s, packets_s2c),
             timeout=timeout / TICKS,
-            time_to_live=max(timeout - age, 0) / TICKS,
-            start=s.start,
-            elapsed=((lib.table_now() - s.start_tick) & 0xFFFFFFFF) / TICKS,
-            application=s.application,
-            rule=s.rule,
-            nat_rule=s.nat_rule - 1 if s.nat_rule else None,
-            ingress=s.ingress,
-            egress=s.egress,
-            source_nat=bool(s.flags & lib.FLAG_SNAT),
-            destination_nat=bool(s.flags & lib.FLAG_DNAT),
-            log_end=bool(s.flags & lib.FLAG_LOG_END),
-            host=bool(s.flags & lib.FLAG_HOST),
-            parent=s.parent,
+            time_to_live=max(timeout - (now - last_seen & 0xFFFFFFFF), 0) / TICKS,
+            start=start,
+            elapsed=(now - start_tick & 0xFFFFFFFF) / TICKS,
+            application=application,
+            rule=rule,
+            nat_rule=nat_rule - 1 if nat_rule else None,
+            ingress=ingress,
+            egress=egress,
+            source_nat=bool(flags & lib.FLAG_SNAT),
+            destination_nat=bool(flags & lib.FLAG_DNAT),
+            log_end=bool(flags & lib.FLAG_LOG_END),
+            host=bool(flags & lib.FLAG_HOST),
+            parent=parent,
         )
 
 
-def _read_key(raw: bytes) -> FlowKey:
-    return FlowKey(
-        int.from_bytes(raw[:16]),
-        int.from_bytes(raw[16:32]),
-        int.from_bytes(raw[32:34]),
-        int.from_bytes(raw[34:36]),
-        raw[36],
-        raw[37],
-        raw[38],
-    )
+def read_key(raw: Any, at: int = 0) -> FlowKey:
+    """The key in the bytes of a `struct flow_key`."""
+    src, dst, sport, dport, proto, zone, family = KEY.unpack_from(raw, at)
+    return FlowKey(int.from_bytes(src), int.from_bytes(dst), sport, dport, proto, zone, family)
 
 
 def _write_key(target: Any, key: FlowKey) -> None:
-    ffi.buffer(target)[:] = (
-        (key.src << 128 | key.dst).to_bytes(32)
-        + (key.sport << 16 | key.dport).to_bytes(4)
-        + bytes((key.proto, key.zone, key.family, 0))
-    )
+    KEY.pack_into(ffi.buffer(target), 0, key.src.to_bytes(16), key.dst.to_bytes(16), *key[2:])
 
 
 def _write_decision(target: Any, decision: Decision, refused: int) -> None:

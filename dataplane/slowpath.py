@@ -13,7 +13,6 @@ A refused packet leaves a DISCARD session, so that its successors die in C.
 
 import logging
 import select
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -31,7 +30,7 @@ from dataplane.policy.compile import CompiledNatRule, CompiledPolicy, CompiledSe
 from dataplane.policy.model import Action
 from dataplane.replies import Replies, tcp_reset, unreachable
 from dataplane.routes import Fib, Links, Route, is_ipv4
-from dataplane.sessions import HOST_ZONE, MARK_SEEN, AlreadyInstalled, InstallError, SessionTable
+from dataplane.sessions import HOST_ZONE, MARK_SEEN, AlreadyInstalled, InstallError, SessionTable, read_key
 
 QUEUE_LENGTH = 4096  # packets that may wait in the kernel for a decision
 RECEIVE_BUFFER = 8 << 20
@@ -282,7 +281,12 @@ class SlowPath(threading.Thread):
         look = lib.slowpath_look(self._table.pointer, packet)
         if look != lib.VERDICT_PUNT:
             return bool(look == lib.VERDICT_ACCEPT)
-        first = First(_key(packet.key), queued.physindev or queued.indev, queued.outdev, packet.icmp_type in ECHO_TYPES)
+        first = First(
+            read_key(ffi.buffer(ffi.addressof(packet, "key"))),
+            queued.physindev or queued.indev,
+            queued.outdev,
+            packet.icmp_type in ECHO_TYPES,
+        )
         world = self.world
         decision, rule = decide(first, world)
         try:
@@ -341,16 +345,3 @@ class SlowPath(threading.Thread):
     def _answer(self, packet: bytes | None, counter: int) -> None:
         if packet is not None:
             self._table.count(counter if self._replies.send(packet) else lib.FLOW_ACTION_LIMITED)
-
-
-def _key(key: Any) -> FlowKey:
-    raw = bytes(ffi.buffer(ffi.addressof(key)))
-    return FlowKey(
-        int.from_bytes(raw[:16]),
-        int.from_bytes(raw[16:32]),
-        socket.ntohs(key.sport),
-        socket.ntohs(key.dport),
-        key.proto,
-        key.zone,
-        key.family,
-    )

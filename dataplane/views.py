@@ -1,6 +1,7 @@
 """A session as operators and programs read it (contract section 4): numbers become names, keys become flows."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from dataplane.flow import FlowKey, Session
@@ -63,7 +64,17 @@ def nat_rule_name(session: Session, names: Names) -> str | None:
 
 def iso_time(seconds: float) -> str:
     """Seconds since 1970 as ISO 8601 in UTC, to the second."""
-    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{_date_and_time(int(seconds))}Z"
+
+
+def iso_time_ms(seconds: float) -> str:
+    """The same to the millisecond."""
+    return f"{_date_and_time(int(seconds))}.{int(seconds * 1000) % 1000:03}Z"
+
+
+@lru_cache(maxsize=64)  # records of the same few seconds come in bursts
+def _date_and_time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _flow(key: FlowKey, session: Session, names: Names) -> dict[str, Any]:

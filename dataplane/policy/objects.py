@@ -87,8 +87,8 @@ def _without_ipv4(first: int, last: int) -> tuple[Range, ...]:
 
 def address_text(address: int) -> str:
     """The usual spelling of a 128-bit address, IPv4 in dotted form."""
-    if is_ipv4(address):
-        return str(ipaddress.IPv4Address(address - IPV4[0]))
+    if is_ipv4(address):  # by hand: every log record spells four of them, and ipaddress takes ten times as long
+        return f"{address >> 24 & 255}.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}"
     return str(ipaddress.IPv6Address(address))
 
 
