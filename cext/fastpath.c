@@ -156,7 +156,7 @@ enum verdict slowpath_look(struct table *t, struct packet *pkt)
 		return drop(&b, FLOW_NO_INTERFACE);
 	if ((v = packet_parse(pkt, &b)) != VERDICT_CONTINUE)
 		return v;
-	if (pkt->kind != PACKET_FLOW)
+	if (pkt->kind != PACKET_FLOW)      /* the hot queues decide about those themselves */
 		return drop(&b, FLOW_SLOWPATH_ERROR);
 	if (!(s = table_lookup(t, &pkt->key, &dir)))
 		return VERDICT_PUNT;

@@ -15,6 +15,7 @@
 #define IP6_FRAGMENT_OFFSET_MORE 0xfff9u
 #define IP4_OFFSET_MORE 0x3fffu
 
+#define TRANSPORT_HEADER_MAX 60u   /* TCP with all its options */
 #define TCP_OPTION_END 0
 #define TCP_OPTION_NOP 1
 #define TCP_OPTION_SCALE 3
@@ -217,7 +218,7 @@ static enum verdict parse_quote(struct packet *pkt, const struct burst *b)
 	struct ip_view v;
 	bool request;
 
-	if (!ip_view(quote, len, &v) || v.family != pkt->key.family || !v.l4 || v.l4 + 8 > len || !v.first)
+	if (pkt->cut || !ip_view(quote, len, &v) || v.family != pkt->key.family || !v.l4 || v.l4 + 8 > len || !v.first)
 		return drop(b, FLOW_PARSE_ICMP_QUOTE);
 	if (v.family == 4 && checksum_add(quote, v.l4, 0) != 0xffff)
 		return drop(b, FLOW_PARSE_ICMP_QUOTE);
@@ -294,6 +295,12 @@ static enum verdict parse_l4(struct packet *pkt, const struct burst *b)
 	return VERDICT_CONTINUE;
 }
 
+/* The transport header of a packet of which only the beginning is here must be in it whole. */
+static bool holds_transport_header(const struct packet *pkt)
+{
+	return !pkt->cut || pkt->l4 + TRANSPORT_HEADER_MAX <= pkt->len;
+}
+
 /* Fills in pkt from pkt->data[0..len); VERDICT_CONTINUE if it is well-formed, else a counted drop. */
 enum verdict packet_parse(struct packet *pkt, const struct burst *b)
 {
@@ -304,7 +311,7 @@ enum verdict packet_parse(struct packet *pkt, const struct burst *b)
 	pkt->l4_checksum = 0;
 	pkt->tcp_flags = 0;
 	pkt->seq_len = 0;
-	if (!ip_view(pkt->data, pkt->len, &ip) || ip.len > pkt->len)
+	if (!ip_view(pkt->data, pkt->len, &ip) || (ip.len > pkt->len && !pkt->cut))
 		return drop(b, FLOW_PARSE_IP_HDR);
 	if (!ip.l4 || ip.l4 > ip.len)
 		return drop(b, FLOW_PARSE_EXT_HDR);
@@ -312,14 +319,15 @@ enum verdict packet_parse(struct packet *pkt, const struct burst *b)
 		return drop(b, FLOW_PARSE_IP_FRAG);
 	pkt->ip_len = ip.len;
 	pkt->l4 = (uint16_t)ip.l4;
+	if (!holds_transport_header(pkt))
+		return drop(b, FLOW_PARSE_EXT_HDR);
 	key_addresses(&pkt->key, pkt->data, &ip);
 	pkt->key.zone = pkt->zone;
 	if (pkt->hook == HOOK_PREROUTING && !memcmp(pkt->key.src, pkt->key.dst, 16))
 		return drop(b, FLOW_PARSE_LAND);
 	if ((v = parse_l4(pkt, b)) != VERDICT_CONTINUE)
 		return v;
-	if (pkt->kind == PACKET_ICMP_ERROR || pkt->checksum == CHECKSUM_UNVERIFIED)
-		if (!checksum_valid(pkt))
-			return drop(b, FLOW_PARSE_L4_CKSM);
+	if ((pkt->kind == PACKET_ICMP_ERROR || pkt->checksum == CHECKSUM_UNVERIFIED) && !checksum_valid(pkt))
+		return drop(b, FLOW_PARSE_L4_CKSM);
 	return VERDICT_CONTINUE;
 }

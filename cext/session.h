@@ -184,6 +184,7 @@ struct packet {
 	uint8_t  hook;               /* enum packet_hook */
 	uint8_t  checksum;           /* enum checksum_state */
 	uint8_t  zone;
+	uint8_t  cut;                /* 1: data is only the beginning of the packet; enough to know its flow, no more */
 
 	uint8_t  kind;               /* enum packet_kind */
 	struct flow_key key;
@@ -316,6 +317,7 @@ enum counter {
 	FLOW_MARKED_MISS,
 	FLOW_QUEUED_TOO_LONG,
 	FLOW_QUEUE_TRUNCATED,
+	FLOW_QUEUE_FULL,
 	FLOW_SLOWPATH_ERROR,
 	FLOW_TCP_NON_SYN_DROP,
 	TCP_FLAG_ZERO,

@@ -732,6 +732,12 @@ static void session_set_return_key(struct session *s, const struct flow_key *bac
 	session_unlock(s);
 }
 
+/* An echo whose identifier is 0 cannot be told from ICMP without identifiers: it keeps its 0. */
+static bool has_port(const struct flow_key *back)
+{
+	return back->proto == IPPROTO_TCP || back->proto == IPPROTO_UDP || back->dport;
+}
+
 /* Enters the return flow with a port of the pool, trying others while a live session answers to the same key: two
  * destinations that become one, or a port of ours that the peer happens to use. */
 static int put_with_port(const struct burst *b, struct session *s, struct flow_key *back, const struct decision *d)
@@ -765,7 +771,7 @@ static int put_with_port(const struct burst *b, struct session *s, struct flow_k
 static int put_as_it_is(const struct burst *b, struct session *s, struct flow_key *back, const struct decision *d)
 {
 	uint32_t ref = session_id(b->table, s) << 1 | 1;
-	bool may_change = (d->source_nat != SOURCE_KEEP || d->destination_nat) && back->dport;
+	bool may_change = (d->source_nat != SOURCE_KEEP || d->destination_nat) && has_port(back);
 
 	for (int i = 0; i < PORT_TRIES; i++) {
 		enum put_result result;
@@ -795,7 +801,7 @@ static int put_flows(const struct burst *b, struct session *s, const struct flow
 
 	if (result != PUT_DONE)
 		return result == PUT_EXISTS ? INSTALL_EXISTS : INSTALL_FULL;
-	if (d->source_nat == SOURCE_PORT && back.dport)
+	if (d->source_nat == SOURCE_PORT && has_port(&back))
 		error = put_with_port(b, s, &back, d);
 	else
 		error = put_as_it_is(b, s, &back, d);

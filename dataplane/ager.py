@@ -1,19 +1,19 @@
 """The ager: ends sessions whose time is over, logs them, frees them. Expiry is exact to a tenth of a second.
 
-It also does, once a second, what must not wait for traffic: the rates of `show session info`, and the list of ports
-that sockets of the firewall hold.
+It also does, once a second, what must not wait for traffic: the rates of `show session info`, the list of ports that
+sockets of the firewall hold, and the count of packets that the kernel has dropped before anybody here saw them.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from dataplane.ffi import lib
 from dataplane.flow import Session
 from dataplane.sessions import EXPIRE_BATCH, SessionTable
-from dataplane.sockets import used_ports
+from dataplane.sockets import queue_drops, used_ports
 
 TICK = 0.1  # seconds
 SECOND = 1.0
@@ -33,14 +33,21 @@ class Rates:
 class Ager(threading.Thread):
     """`ended(session)` is called for every session that ends, before it is freed."""
 
-    def __init__(self, table: SessionTable, ended: Callable[[Session], None]) -> None:
+    def __init__(self, table: SessionTable, ended: Callable[[Session], None], queues: Collection[int] = ()) -> None:
         super().__init__(name="ager", daemon=True)
         self.rates = Rates()
         self._table = table
         self._ended = ended
+        self._queues = queues
+        self._queue_drops = 0
         self._ending = threading.Event()
         self._sampled = time.monotonic()
         self._last = table.counters()
+
+    def start(self) -> None:
+        """Ports that are in use are known before the first packet."""
+        self._table.set_reserved_ports(*used_ports())
+        super().start()
 
     def run(self) -> None:
         while not self._ending.wait(TICK):
@@ -74,3 +81,10 @@ class Ager(threading.Thread):
         self.rates = Rates(grown["pkt_recv"], grown["bytes_recv"] * 8 / 1000, grown["session_installed"])
         self._sampled, self._last = now, counters
         self._table.set_reserved_ports(*used_ports())
+        self._count_queue_drops()
+
+    def _count_queue_drops(self) -> None:
+        drops = queue_drops(self._queues)
+        fresh = max(drops - self._queue_drops, 0)  # fewer than before: the queues are being closed
+        lib.table_count(self._table.pointer, lib.SHARD_AGER, lib.FLOW_QUEUE_FULL, fresh)
+        self._queue_drops = drops

@@ -53,9 +53,7 @@ class Commands:
     def session_all(self, arguments: Arguments) -> Iterator[object]:
         wanted = parse_filter(_mapping(arguments.get("filter", {})))
         in_c = self._session_filter(wanted)
-        start_at = arguments.get("start_at") or 0
-        if not isinstance(start_at, int):
-            raise UsageError("start-at: not a number")
+        start_at = _number("start-at", arguments.get("start_at", 0))
         sessions = iter(()) if in_c is None else self._engine.table.scan(in_c, start_at)
         if arguments.get("count"):
             yield sum(1 for _ in sessions)
@@ -64,7 +62,7 @@ class Commands:
             yield session_json(session, self._engine.names)
 
     def session_id(self, arguments: Arguments) -> Iterator[object]:
-        session_id = _id(arguments)
+        session_id = _number("id", arguments.get("id"))
         session = self._engine.table.read(session_id)
         if session is None:
             raise DataplaneError(f"session {session_id} does not exist")
@@ -155,7 +153,7 @@ class Commands:
         yield 0 if in_c is None else self._engine.table.close_matching(in_c, "unknown")
 
     def clear_id(self, arguments: Arguments) -> Iterator[object]:
-        session_id = _id(arguments)
+        session_id = _number("id", arguments.get("id"))
         if not self._engine.table.close_session(session_id, "unknown"):
             raise DataplaneError(f"session {session_id} does not exist")
         yield 1
@@ -164,6 +162,8 @@ class Commands:
         match = match_of(arguments, application=True)
         policy = self._engine.policy
         application = match.application or policy.application(match.protocol, match.destination_port).name
+        if application not in policy.applications.by_name:
+            raise UsageError(f"unknown application {application!r}")
         index = policy.security_rule(
             self._zone(match.from_zone),
             self._zone(match.to_zone),
@@ -258,11 +258,10 @@ def _mapping(value: object) -> Mapping[str, object]:
     return value
 
 
-def _id(arguments: Arguments) -> int:
-    session_id = arguments.get("id")
-    if not isinstance(session_id, int) or isinstance(session_id, bool):
-        raise UsageError("id: not a number")
-    return session_id
+def _number(what: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 32:
+        raise UsageError(f"{what}: {value!r} is not a number of 32 bits")
+    return value
 
 
 def _ranges_text(ranges: Iterable[tuple[int, int]]) -> str:

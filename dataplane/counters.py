@@ -42,6 +42,7 @@ DESCRIPTIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "flow_queued_too_long": ("drop", "flow", "resource", "Packets dropped: waited too long in a queue"),
     "flow_queue_truncated": ("drop", "flow", "resource", "Packets dropped: too large for a queue"),
+    "flow_queue_full": ("drop", "flow", "resource", "Packets dropped: the kernel found a queue full"),
     "flow_slowpath_error": ("drop", "flow", "session", "Packets dropped: the slow path failed on them"),
     "flow_tcp_non_syn_drop": ("drop", "flow", "session", "Packets dropped: non-SYN TCP without session match"),
     "tcp_flag_zero": ("drop", "tcp", "pktproc", "Packets dropped: TCP segment without flags"),

@@ -5,6 +5,7 @@ kernel drops the lock when its holder dies, however it dies.
 """
 
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -19,6 +20,10 @@ from dataplane.control import ControlServer
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError, DataplaneError
 from dataplane.policy.load import load
+
+# Seconds after which a busy thread lets another one have the interpreter: a first packet waits at most so long for the
+# ager or for a long list of sessions.
+SWITCH_INTERVAL = 0.0005
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +49,10 @@ def _serve(engine: Engine, runtime_dir: Path) -> int:
     ending = _signals()
     control = ControlServer(runtime_dir / "control.sock", handlers(engine))
     engine.start()
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    # What lives now lives to the end: the collector need not walk over ten thousand rules again and again.
+    gc.collect()
+    gc.freeze()
     try:
         control.start()
         _notify("READY=1")

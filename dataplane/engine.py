@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,39 +63,38 @@ class Engine:
         self._replies = Replies(MARK_OWN)
         self._load_settings()
         self.slowpath = SlowPath(self._slow_queue, self.table, self._world(), self.hits, self._replies, self._record)
-        self.ager = Ager(self.table, self._session_ended)
+        self.ager = Ager(self.table, self._session_ended, self._queues)
         self._workers: list[tuple[Any, threading.Thread]] = []
+        self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
 
     def start(self) -> None:
-        self.traffic_log.start()
-        self.system_log.start()
-        logging.getLogger().addHandler(self._system_handler)
+        """Each step beside what takes it back. What was not begun is not taken back: it may be somebody else's."""
+        steps: tuple[tuple[Callable[[], None], Callable[[], None]], ...] = (
+            (self._start_system_log, self._stop_system_log),
+            (self.traffic_log.start, self.traffic_log.stop),
+            (self.ager.start, self._end_sessions),
+            (self.slowpath.start, self.slowpath.stop),
+            (self._open_workers, self._close_workers),
+            (self._install_rules, self._backend.remove),
+            (self._host_found, self._restore_host),
+            (self.monitor.start, self.monitor.stop),
+        )
         try:
-            self._open_workers()
-            self.slowpath.start()
-            self.ager.start()
-            self.monitor.start()
-            self._backend.install(self._hooks())
-            remove_leavings(keep=self._backend)
-            self._host_changed("link")
+            for step, undo in steps:
+                self._undo.append(undo)
+                step()
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Take everything back; sessions that are alive end and are logged."""
-        for step in (
-            self.monitor.stop,
-            self._answering.clear,
-            self._sysctls.restore,
-            self._backend.remove,
-            self._close_workers,
-            self._stop_threads,
-        ):
+        """Take everything back, last step first; sessions that are alive end and are logged."""
+        while self._undo:
             try:
-                step()
+                self._undo.pop()()
             except Exception:
                 log.exception("stopping goes on after a failure")
+        self._replies.close()
         self.table.close()
 
     # ---- parts ----
@@ -107,6 +107,10 @@ class Engine:
     @property
     def _slow_queue(self) -> int:
         return self.config.settings.queue.first + self._worker_count
+
+    @property
+    def _queues(self) -> range:
+        return range(self.config.settings.queue.first, self._slow_queue + 1)
 
     def _hooks(self) -> Hooks:
         queue = self.config.settings.queue
@@ -145,16 +149,28 @@ class Engine:
             lib.worker_close(worker)
         self._workers.clear()
 
-    def _stop_threads(self) -> None:
-        for thread in (self.slowpath, self.ager):
-            if thread.is_alive():
-                thread.stop()
+    def _start_system_log(self) -> None:
+        self.system_log.start()
+        logging.getLogger().addHandler(self._system_handler)
+
+    def _stop_system_log(self) -> None:
+        logging.getLogger().removeHandler(self._system_handler)
+        self.system_log.stop()
+
+    def _end_sessions(self) -> None:
+        self.ager.stop()
         self.table.close_matching(ffi.new("struct session_filter *"), "unknown")
         self.ager.expire()
-        self._replies.close()
-        logging.getLogger().removeHandler(self._system_handler)
-        self.traffic_log.stop()
-        self.system_log.stop()
+
+    def _install_rules(self) -> None:
+        self._backend.install(self._hooks())
+        remove_leavings(keep=self._backend)
+
+    def _restore_host(self) -> None:
+        try:
+            self._answering.clear()
+        finally:
+            self._sysctls.restore()
 
     # ---- what the policy says to C ----
 
@@ -208,8 +224,12 @@ class Engine:
 
     # ---- what happens ----
 
+    def _host_found(self) -> None:
+        """As if all of it had just changed; before the monitor thread runs."""
+        self._host_changed("link")
+
     def _host_changed(self, kind: str) -> None:
-        """A link, an address or a route is another one than before (monitor thread; and once at the start)."""
+        """A link, an address or a route is another one than before."""
         self.slowpath.world = self._world()
         if kind in ("link", "address"):
             self._sysctls.apply(self.policy.interface_zone)

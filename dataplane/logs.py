@@ -5,6 +5,7 @@ refuses, records are lost and counted.
 """
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -77,6 +78,18 @@ class SystemLog(logging.Handler):
         self._writer.write({"time": when, "severity": severity, "source": record.name, "message": text})
 
 
+def append(path: Path, lines: bytes) -> None:
+    """Append all of it or nothing: a torn line would spoil the record that follows it. Raises OSError."""
+    with path.open("ab", buffering=0) as file:
+        size, left = os.fstat(file.fileno()).st_size, memoryview(lines)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
 class LogWriter(threading.Thread):
     """Appends JSON lines to a file. `lost(n)` is called with the number of records that could not be written."""
 
@@ -120,8 +133,7 @@ class LogWriter(threading.Thread):
     def _append(self, batch: list[Mapping[str, Any]]) -> None:
         lines = b"".join(msgspec.json.encode(record) + b"\n" for record in batch)
         try:
-            with self._path.open("ab") as file:
-                file.write(lines)
+            append(self._path, lines)
         except OSError as error:
             self._lost(len(batch))
             if not self._failing:

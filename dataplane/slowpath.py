@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from netfilterqueue import NetfilterQueue
 
@@ -34,7 +34,8 @@ from dataplane.sessions import HOST_ZONE, MARK_SEEN, AlreadyInstalled, InstallEr
 
 QUEUE_LENGTH = 4096  # packets that may wait in the kernel for a decision
 RECEIVE_BUFFER = 8 << 20
-COPY_RANGE = 3900  # bytes: what fits into netfilterqueue's buffer of 4,096 with the attributes around it
+COPY_RANGE = 3900  # bytes: what fits into netfilterqueue's buffer of 4,096 with the attributes around it; longer first
+# packets (reassembled datagrams, jumbo frames) are decided by their beginning
 WAIT_MAX = 1.0  # seconds that a packet may wait for its verdict
 WAIT_ABSURD = 60.0  # a clock was set: believe nobody
 STOP_LATENCY = 0.1  # seconds
@@ -92,8 +93,7 @@ class World:
         return any(address in link.addresses for link in self.links)
 
 
-@dataclass(frozen=True, slots=True)
-class First:
+class First(NamedTuple):
     """A first packet: its flow and what the key does not say."""
 
     key: FlowKey
@@ -220,6 +220,36 @@ def _is_unspecified(address: int) -> bool:
     return address in (0, 0xFFFF << 32)
 
 
+def refused_session(key: FlowKey, decision: Decision) -> Session:
+    """What would have been a session, for the record that says why it is none."""
+    back = FlowKey(key.dst, key.src, key.dport, key.sport, key.proto, decision.egress_zone, key.family)
+    return Session(
+        id=0,
+        generation=0,
+        c2s=key,
+        s2c=back,
+        state="INIT",
+        type="FLOW",
+        end_reason="resources-unavailable",
+        bytes=(0, 0),
+        packets=(0, 0),
+        timeout=0,
+        time_to_live=0,
+        start=int(time.time()),
+        elapsed=0,
+        application=decision.application,
+        rule=decision.rule,
+        nat_rule=decision.nat_rule,
+        ingress=decision.ingress,
+        egress=decision.egress,
+        source_nat=False,
+        destination_nat=False,
+        log_end=False,
+        host=decision.host,
+        parent=0,
+    )
+
+
 class SlowPath(threading.Thread):
     """The thread of the slow queue. `world` may be replaced at any time; the next packet is decided by the new one."""
 
@@ -293,6 +323,9 @@ class SlowPath(threading.Thread):
             session_id = self._install(first.key, decision, packet.ip_len)
         except AlreadyInstalled:
             return True
+        except InstallError:
+            self._log_refused(first.key, decision, rule)
+            raise
         if rule is not None:
             self._hits.add(rule.name)
             self._log(session_id, rule)
@@ -309,6 +342,7 @@ class SlowPath(threading.Thread):
         packet.ifindex = queued.physindev or queued.indev
         packet.hook = queued.hook
         packet.checksum = lib.CHECKSUM_TRUSTED
+        packet.cut = len(payload) == COPY_RANGE
         return packet
 
     def _install(self, key: FlowKey, decision: Decision, length: int) -> int:
@@ -328,6 +362,12 @@ class SlowPath(threading.Thread):
             self._record("drop" if rule.action is Action.DROP else "deny", session, rule.action.value, "policy-deny")
         else:
             self._record("start", session, rule.action.value, None)
+
+    def _log_refused(self, key: FlowKey, decision: Decision, rule: CompiledSecurityRule | None) -> None:
+        """A session that the rule allows and the table or the pool has no room for: it has no id."""
+        if rule is None or decision.discard or not (rule.log_start or rule.log_end):
+            return
+        self._record("drop", refused_session(key, decision), rule.action.value, "resources-unavailable")
 
     def _refuse(self, payload: bytes, l4: int, first: First, rule: CompiledSecurityRule | None, world: World) -> None:
         """Count the refusal and send what the rule's action promises to the client; the server has seen nothing."""

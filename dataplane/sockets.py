@@ -1,10 +1,11 @@
-"""Which ports the firewall's own sockets hold, so that NAT never gives one of them away.
+"""Which ports the firewall's own sockets hold, so that NAT never gives one of them away; and what its queues lost.
 
 Read from /proc/net: one line per socket costs about a microsecond to parse, where pyroute2 decodes a message with a
 dozen attributes for each, and its DiagSocket does not answer in every release.  A TCP socket that is bound but neither
 listens nor connects is in neither.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 # Of the calling thread: a thread may have entered another network namespace than its process.
@@ -14,6 +15,12 @@ PROC_NET = Path("/proc/thread-self/net")
 def used_ports() -> tuple[frozenset[int], frozenset[int]]:
     """Local ports of all TCP and all UDP sockets of the namespace, of both families, in whatever state."""
     return _ports("tcp", "tcp6"), _ports("udp", "udp6")
+
+
+def queue_drops(queues: Collection[int]) -> int:
+    """Packets that the kernel has dropped since these NFQUEUEs were bound: queue or reader's buffer was full."""
+    rows = [list(map(int, line.split())) for line in (PROC_NET / "netfilter/nfnetlink_queue").read_text().splitlines()]
+    return sum(row[5] + row[6] for row in rows if row[0] in queues)
 
 
 def _ports(*tables: str) -> frozenset[int]:
