@@ -20,6 +20,7 @@ static void translation_of(const struct session *s, int dir, struct translation 
 	nat->to = key_mirror(&s->key[!dir], s->key[dir].zone);
 	nat->l3_delta = s->l3_delta[dir];
 	nat->l4_delta = s->l4_delta[dir];
+	nat->delivered = s->flags & FLAG_HOST && s->key[dir].zone != ZONE_HOST;
 }
 
 /* A miss goes to the slow path, unless it has been there, or could not begin a session anyway. */

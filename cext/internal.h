@@ -95,6 +95,7 @@ struct translation {
 	struct flow_key to;       /* as it leaves */
 	uint16_t l3_delta;
 	uint16_t l4_delta;
+	bool     delivered;       /* to the host: it meets no device that would cut a super-packet */
 };
 
 static inline struct session *session_at(const struct table *t, uint32_t id)

@@ -180,6 +180,8 @@ static uint32_t read32(const void *p)
 
 static uint8_t checksum_state(uint32_t info)
 {
+	if (info & NFQA_SKB_GSO)
+		return CHECKSUM_SUPER;
 	if (info & NFQA_SKB_CSUMNOTREADY)
 		return CHECKSUM_PARTIAL;
 	return info & NFQA_SKB_CSUM_NOTVERIFIED ? CHECKSUM_UNVERIFIED : CHECKSUM_TRUSTED;

@@ -1,9 +1,13 @@
 /* rewrite.c - translation written into a packet.
  *
  * A direction's translation is a pair of tuples: how the packet arrives and how it leaves.  Checksums change by the
- * difference between the two (RFC 1624), computed once per session.  A super-packet or a local sender's packet has only
- * the pseudo header summed (CHECKSUM_PARTIAL): the kernel forgets that once the payload is handed back, so its transport
- * checksum is computed in full here, over the whole super-packet.
+ * difference between the two (RFC 1624), computed once per session.
+ *
+ * A sender that leaves the checksum to its NIC sums the pseudo header only (CHECKSUM_PARTIAL).  The kernel forgets that
+ * once the payload is handed back, so the rest is done here.  Not so for a super-packet: on its way out the kernel cuts
+ * it, or prepares it for a device that will, and each segment's checksum begins with the pseudo header's sum that it
+ * finds (__udp_gso_segment(); tcp4_gso_segment() makes a new one).  One that is delivered to the host is not cut and
+ * needs a whole checksum.
  *
  * ICMP errors are rare and short: outer and quoted header are rewritten word by word and the outer checksum made anew.
  * The quoted packet travelled the other way, so its tuple is the mirror of the translation's.
@@ -77,7 +81,7 @@ bool checksum_valid(const struct packet *pkt)
 {
 	uint16_t check;
 
-	if (!pkt->l4_checksum || pkt->checksum == CHECKSUM_PARTIAL)
+	if (!pkt->l4_checksum || pkt->checksum == CHECKSUM_PARTIAL || pkt->checksum == CHECKSUM_SUPER)
 		return true;
 	memcpy(&check, pkt->data + pkt->l4_checksum, 2);
 	if (pkt->key.proto == IPPROTO_UDP && !check)
@@ -162,19 +166,30 @@ static void checksum_complete(struct packet *pkt)
 	memcpy(at, &check, 2);
 }
 
-static void l4_checksum_update(struct packet *pkt, uint16_t delta)
+static void checksum_begin(struct packet *pkt)
+{
+	uint16_t check = checksum_pseudo(pkt);
+
+	memcpy(pkt->data + pkt->l4_checksum, &check, 2);
+}
+
+static void l4_checksum_update(struct packet *pkt, const struct translation *nat)
 {
 	uint8_t *at = pkt->data + pkt->l4_checksum;
 	bool udp = pkt->key.proto == IPPROTO_UDP;
 
 	if (!pkt->l4_checksum)
 		return;
-	if (pkt->checksum == CHECKSUM_PARTIAL)
+	if (pkt->checksum == CHECKSUM_SUPER && !nat->delivered) {
+		checksum_begin(pkt);
+		return;
+	}
+	if (pkt->checksum == CHECKSUM_PARTIAL || pkt->checksum == CHECKSUM_SUPER)
 		checksum_complete(pkt);
 	else if (udp && !at[0] && !at[1])
 		return;
 	else
-		checksum_adjust(at, delta);
+		checksum_adjust(at, nat->l4_delta);
 	if (udp)
 		udp_avoid_zero(at);
 }
@@ -186,7 +201,7 @@ void nat_rewrite(struct packet *pkt, const struct translation *nat)
 	if (pkt->key.family == 4)
 		checksum_adjust(pkt->data + 10, nat->l3_delta);
 	write_ports(pkt->data + pkt->l4, &nat->from, &nat->to);
-	l4_checksum_update(pkt, nat->l4_delta);
+	l4_checksum_update(pkt, nat);
 }
 
 /* Offset of the checksum in a quoted transport header; 0: none, or beyond what is quoted. */

@@ -164,7 +164,8 @@ struct settings {
 enum checksum_state {
 	CHECKSUM_TRUSTED,            /* the kernel or the NIC has verified it, or will never look */
 	CHECKSUM_UNVERIFIED,         /* complete on the wire, nobody has checked it               */
-	CHECKSUM_PARTIAL,            /* only the pseudo header is summed: a local sender's, or a super-packet */
+	CHECKSUM_PARTIAL,            /* only the pseudo header is summed: the sender left the rest to its NIC */
+	CHECKSUM_SUPER,              /* the same, of a super-packet: each of its segments will get its own    */
 };
 
 enum packet_kind {

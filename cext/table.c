@@ -116,7 +116,8 @@ static void fill_free_lists(struct table *t)
 /* Memory for sessions is touched here, once, so that no packet ever waits for a page; pools are touched when used. */
 struct table *table_create(uint32_t max_sessions)
 {
-	uint32_t buckets = max_sessions * 2ull / ENTRIES_PER_BUCKET_MEAN + 1, overflow = buckets / 8 + 1;
+	uint32_t buckets = max_sessions * 2ull / ENTRIES_PER_BUCKET_MEAN + 1;
+	uint32_t overflow = buckets / 8 + 8;   /* 3 % would do; a small table varies more */
 	uint64_t slots_at = align(sizeof(struct table));
 	uint64_t buckets_at = slots_at + align((max_sessions + 1ull) * sizeof(struct session));
 	uint64_t overflow_at_ = buckets_at + align((uint64_t)buckets * sizeof(struct bucket));

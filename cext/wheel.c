@@ -56,7 +56,7 @@ static void link_in(struct table *t, struct session *s, uint32_t due)
 	if (*head)
 		session_at(t, *head)->wheel_prev = id;
 	*head = id;
-	t->wheel_scheduled++;
+	__atomic_fetch_add(&t->wheel_scheduled, 1, __ATOMIC_RELAXED);
 }
 
 static void link_out(struct table *t, struct session *s)
@@ -68,7 +68,7 @@ static void link_out(struct table *t, struct session *s)
 	if (s->wheel_next)
 		session_at(t, s->wheel_next)->wheel_prev = s->wheel_prev;
 	s->wheel_due = 0;
-	t->wheel_scheduled--;
+	__atomic_fetch_sub(&t->wheel_scheduled, 1, __ATOMIC_RELAXED);
 }
 
 /* Brings a session forward; never puts it off.  One in the ager's hand is left there: it is judged in a moment. */

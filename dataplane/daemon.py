@@ -12,6 +12,8 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -31,12 +33,13 @@ log = logging.getLogger(__name__)
 def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
     """Run until SIGTERM or SIGINT; the exit code (contract section 1)."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    ending = _signals()  # first: a stop that comes during the start must find somebody who cleans up
     try:
         loaded = load(config)
         for directory in (runtime_dir, log_dir, state_dir):
             directory.mkdir(parents=True, exist_ok=True)
         with _lock(runtime_dir / "dataplane.pid"):
-            return _serve(Engine(loaded, runtime_dir, log_dir), runtime_dir)
+            return _serve(Engine(loaded, runtime_dir, log_dir), runtime_dir, ending)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -45,8 +48,7 @@ def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
         return DataplaneError.exit_code
 
 
-def _serve(engine: Engine, runtime_dir: Path) -> int:
-    ending = _signals()
+def _serve(engine: Engine, runtime_dir: Path, ending: threading.Event) -> int:
     control = ControlServer(runtime_dir / "control.sock", handlers(engine))
     engine.start()
     sys.setswitchinterval(SWITCH_INTERVAL)
@@ -74,18 +76,31 @@ def _signals() -> threading.Event:
     return ending
 
 
-def _lock(path: Path) -> IO[str]:
-    """The pid file, open and locked for as long as we live; DataplaneError if another daemon holds it."""
-    file = path.open("a+")
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """The pid file is ours inside the context, and gone after it; DataplaneError if another daemon holds it."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise DataplaneError(f"another daemon (pid {file.read().strip()}) runs on {path.parent}") from None
+        if not _is_at(path, file):
+            raise DataplaneError(f"another daemon was just leaving {path.parent}")
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # before the lock goes: whoever opened it meanwhile finds out by _is_at()
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        raise DataplaneError(f"another daemon (pid {file.read().strip()}) runs on {path.parent}") from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _notify(state: str) -> None:

@@ -23,6 +23,7 @@ from netfilterqueue import NetfilterQueue
 
 from dataplane import predict
 from dataplane.counters import HitCounts
+from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Decision, FlowKey, Session, Translation
 from dataplane.nat import NoAddress, translate
@@ -41,6 +42,7 @@ WAIT_ABSURD = 60.0  # a clock was set: believe nobody
 STOP_LATENCY = 0.1  # seconds
 
 HOST_INBOUND = "host-inbound"  # the name under which sessions to the firewall itself are shown and denied
+RESETS = (Action.RESET_CLIENT, Action.RESET_SERVER, Action.RESET_BOTH)
 ECHO_TYPES = {0, 8, 128, 129}
 TCP = 6
 LINK_LOCAL = (0xFE80 << 112, 0x3FF << 118)  # fe80::/10
@@ -271,7 +273,10 @@ class SlowPath(threading.Thread):
         self._packet = ffi.new("struct packet *")
         self._ending = threading.Event()
         self._queue = NetfilterQueue()
-        self._queue.bind(queue, self._take, max_len=QUEUE_LENGTH, range=COPY_RANGE, sock_len=RECEIVE_BUFFER)
+        try:
+            self._queue.bind(queue, self._take, max_len=QUEUE_LENGTH, range=COPY_RANGE, sock_len=RECEIVE_BUFFER)
+        except OSError as error:
+            raise DataplaneError(f"NFQUEUE {queue}: another program reads it") from error
 
     def run(self) -> None:
         poller = select.poll()
@@ -370,13 +375,17 @@ class SlowPath(threading.Thread):
         self._record("drop", refused_session(key, decision), rule.action.value, "resources-unavailable")
 
     def _refuse(self, payload: bytes, l4: int, first: First, rule: CompiledSecurityRule | None, world: World) -> None:
-        """Count the refusal and send what the rule's action promises to the client; the server has seen nothing."""
+        """Count the refusal and send what the rule's action promises to the client; the server has seen nothing.
+
+        A rule that resets TCP never answers it with an unreachable (PAN-OS).
+        """
         self._table.count(lib.FLOW_POLICY_DENY if rule is not None else lib.FLOW_HOST_SERVICE_DENY)
         if rule is None:
             return
-        if rule.action in (Action.RESET_CLIENT, Action.RESET_BOTH) and first.key.proto == TCP:
+        resets = first.key.proto == TCP and rule.action in RESETS
+        if resets and rule.action is not Action.RESET_SERVER:
             self._answer(tcp_reset(payload, l4), lib.FLOW_ACTION_RESET)
-        elif rule.icmp_unreachable:
+        elif rule.icmp_unreachable and not resets:
             link = world.links.by_index(first.ingress)
             own = world.interface_address(link.name, first.key.family == 4) if link is not None else None
             if own is not None:

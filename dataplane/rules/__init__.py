@@ -2,6 +2,7 @@
 
     packet ─► defrag (-400) ─► raw: notrack (-300) ─► mangle: NFQUEUE (-150) ─► routing ─► ...       PREROUTING
     own packet ─► defrag ─► raw: notrack ─► mangle: NFQUEUE ─► ...                                   OUTPUT
+    from an interface of no zone into a zone ─► mangle: NFQUEUE, to be dropped and counted           FORWARD
 
 Two back ends write the same rules: nftables.py (own table) and iptables.py (own chains); probe.py finds the one that
 works here.  Each replaces what a dead predecessor left in one transaction (iptables: one per table and family), so that
@@ -80,9 +81,20 @@ class Backend(Protocol):
 
 
 def run(argv: list[str], text: str | None = None) -> str:
-    """Standard output of a command that was given `text`; raises DataplaneError with its complaint if it fails."""
+    """Standard output of a command that was given `text`; raises DataplaneError with its complaint if it fails.
+
+    It is in a session of its own, so that the Ctrl-C that ends the daemon does not end what cleans up after it.
+    """
     try:
-        done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=False)
+        done = subprocess.run(
+            argv,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT,
+            check=False,
+            start_new_session=True,
+        )
     except FileNotFoundError as error:
         raise DataplaneError(f"{argv[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:

@@ -7,6 +7,7 @@ from dataplane.errors import DataplaneError
 from dataplane.rules import ICMP_ERRORS, ICMPV6_ERRORS, MARK_OWN, Hooks, has_ipv6, run
 
 PREFIX = "DATAPLANE-"
+HOOKS = ("PREROUTING", "FORWARD", "OUTPUT")
 LOCK_WAIT = "5"  # seconds for another iptables to finish
 # A chain that nothing jumps to: the kernel checks its rules as it loads them, and no packet meets it.
 CHECK = """*raw
@@ -59,7 +60,7 @@ class Iptables:
             self._remove_chains(tool, PREFIX)
 
     def installed(self) -> bool:
-        jumps = {f"-A {hook} -j {PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT")}
+        jumps = {f"-A {hook} -j {PREFIX}{hook}" for hook in HOOKS}
         return all(jumps <= set(self._save(tool).get("mangle", [])) for tool in self._families())
 
     def _families(self) -> tuple[str, ...]:
@@ -114,6 +115,10 @@ def tables(hooks: Hooks, ipv6: bool) -> dict[str, dict[str, list[str]]]:
         "mangle": {
             "DEFRAG": ["-m socket --transparent -j RETURN"],
             "PREROUTING": [f"-i {name} {queue}" for name in hooks.interfaces],
+            "FORWARD": [
+                *(f"-i {name} -j RETURN" for name in hooks.interfaces),
+                *(f"-o {name} {queue}" for name in hooks.interfaces),
+            ],
             "OUTPUT": [
                 f"-m mark --mark {MARK_OWN:#x}/{MARK_OWN:#x} -j RETURN",
                 *(f"{icmp} {number} {queue}" for number in (ICMPV6_ERRORS if ipv6 else ICMP_ERRORS)),
@@ -156,7 +161,7 @@ def _insertion(chains: dict[str, list[str]]) -> list[str]:
     return [
         *(f":{PREFIX}{chain} - [0:0]" for chain in chains),
         *(f"-A {PREFIX}{chain} {rule}" for chain, rules in chains.items() for rule in rules),
-        *(f"-I {hook} -j {PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT") if hook in chains),
+        *(f"-I {hook} -j {PREFIX}{hook}" for hook in HOOKS if hook in chains),
     ]
 
 

@@ -73,6 +73,11 @@ table {TABLE} {{
 		type filter hook prerouting priority mangle - 1; policy accept;
 		{_lines(f'iifname "{name}" {queue}' for name in hooks.interfaces)}
 	}}
+	chain forward {{
+		type filter hook forward priority mangle - 1; policy accept;
+		{_lines(f'iifname "{name}" return' for name in hooks.interfaces)}
+		{_lines(f'oifname "{name}" {queue}' for name in hooks.interfaces)}
+	}}
 	chain output {{
 		type route hook output priority mangle - 1; policy accept;
 		meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} return

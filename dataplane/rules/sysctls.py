@@ -5,6 +5,7 @@ a killed daemon therefore finds the true originals in the file and not in the ke
 still stand.
 """
 
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -71,8 +72,9 @@ class Sysctls:
 
     def restore(self) -> None:
         """Give every value back and forget it, those that a dead predecessor changed included."""
-        for path, original in self._originals.items():
-            if _read(path) not in (None, original):
+        for key, original in self._originals.items():
+            path = _path_of(key)
+            if path is not None and _read(path) not in (None, original):
                 _write(path, original)
         self._originals = {}
         self._record.delete()
@@ -81,12 +83,25 @@ class Sysctls:
         for each in (path, *_followers(path)):
             value = _read(each)
             if value is not None:
-                self._originals.setdefault(each, value)
+                self._originals.setdefault(_key_of(each), value)
         self._record.save(self._originals)
 
 
 def _followers(path: str) -> list[str]:
     return [str(found.relative_to(ROOT)) for pattern in FOLLOWERS.get(path, ()) for found in sorted(ROOT.glob(pattern))]
+
+
+def _key_of(path: str) -> str:
+    """The path with #INDEX for an interface's name: its settings go with it when it is renamed, and end with it."""
+    indices = {name: index for index, name in socket.if_nameindex()}
+    return "/".join(f"#{indices[part]}" if part in indices else part for part in path.split("/"))
+
+
+def _path_of(key: str) -> str | None:
+    """None where the interface is no more."""
+    names = {f"#{index}": name for index, name in socket.if_nameindex()}
+    parts = [names.get(part, part) for part in key.split("/")]
+    return None if any(part.startswith("#") for part in parts) else "/".join(parts)
 
 
 def _read(path: str) -> str | None:

@@ -1,0 +1,437 @@
+"""What the control socket's commands answer, from a real session table and policy but without a kernel."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from dataplane.commands import handlers
+from dataplane.control import Handler
+from dataplane.counters import GlobalCounters, HitCounts
+from dataplane.engine import Engine
+from dataplane.errors import DataplaneError, UsageError
+from dataplane.ffi import lib
+from dataplane.flow import Decision, FlowKey, Translation
+from dataplane.names import Names
+from dataplane.policy.compile import compile_policy
+from dataplane.policy.load import parse
+from dataplane.routes import address_from_text as address
+from dataplane.sessions import HOST_ZONE, MAX_APPLICATIONS, SessionTable
+from tests.talk import endpoint
+
+TRUST, UNTRUST = 1, 2
+IN0, OUT0 = 3, 4
+OUTSIDE = "192.0.2.1"
+
+CONFIG = """
+zones:
+  - {name: trust, interfaces: [in0]}
+  - {name: untrust, interfaces: [out0]}
+services:
+  http: {protocol: tcp, destination-port: 80}
+security-rules:
+  - {name: no-dns, from: [trust], to: [untrust], application: [dns], action: drop}
+  - {name: web only, from: [trust], to: [untrust], service: [http], action: allow}
+  - {name: off, action: reset-both, disabled: true}
+nat-rules:
+  - {name: exempt, from: [trust], to: untrust, destination: [198.51.100.0/24]}
+  - name: snat
+    from: [trust]
+    to: untrust
+    source-translation: {type: dynamic-ip-and-port, addresses: [192.0.2.1-192.0.2.2], port-range: 5000-5099}
+  - name: out
+    from: [trust]
+    to: untrust
+    source-translation: {type: dynamic-ip-and-port, interface: out0}
+settings:
+  session: {max-sessions: 20000, timeouts: {udp: 45}}
+"""
+
+
+class Bench:
+    """The commands around an engine of which only the parts that they read exist."""
+
+    def __init__(self) -> None:
+        config = parse(CONFIG, "test.yaml")
+        policy = compile_policy(config)
+        self.names = names = Names(MAX_APPLICATIONS, HOST_ZONE)
+        names.set_zones(policy.zone_ids)
+        names.set_interfaces({IN0: "in0", OUT0: "out0"})
+        names.rules.numbers(["", *(rule.name for rule in policy.security_rules)])
+        names.nat_rules.numbers(rule.name for rule in policy.nat_rules)
+        names.applications.numbers(["dns", "web-browsing", "ssl"])
+        self.table = SessionTable(config.settings.session.max_sessions)
+        self.hits = HitCounts()
+        world = SimpleNamespace(interface_address=lambda _name, ipv4: address(OUTSIDE) if ipv4 else None)
+        engine = SimpleNamespace(
+            config=config,
+            policy=policy,
+            names=names,
+            table=self.table,
+            hits=self.hits,
+            counters=GlobalCounters(),
+            ager=SimpleNamespace(rates=SimpleNamespace(packets=12.6, kilobits=99.4, connections=3.0)),
+            slowpath=SimpleNamespace(world=world),
+        )
+        self._handlers: dict[str, Handler] = handlers(cast(Engine, engine))
+
+    def ask(self, command: str, **arguments: object) -> list[Any]:
+        """The rows of an answer."""
+        return list(cast(Iterator[Any], self._handlers[command](arguments)))
+
+    def ids(self, **pairs: str) -> list[int]:
+        """Sessions that pass a filter whose keys are written with underscores; a final one is cut (from_)."""
+        words = {key.strip("_").replace("_", "-"): value for key, value in pairs.items()}
+        return [row["id"] for row in self.ask("show session all", filter=words)]
+
+    def open(self, source: str, destination: str, proto: int = 17, **fields: Any) -> int:
+        """Install a session; its id."""
+        (src, sport), (dst, dport) = endpoint(source), endpoint(destination)
+        zones = fields.pop("zones", (TRUST, UNTRUST))
+        key = FlowKey(address(src), address(dst), sport, dport, proto, zones[0], 6 if ":" in src else 4)
+        defaults: dict[str, Any] = {"discard": False, "egress_zone": zones[1], "ingress": IN0, "egress": OUT0}
+        named = {"application": self.names.applications, "rule": self.names.rules, "nat_rule": self.names.nat_rules}
+        numbers = {kind: named[kind].number(fields.pop(kind)) for kind in named if kind in fields}
+        translation = fields.get("translation")
+        if translation is not None and translation.ports:
+            self.table.open_pool(translation.source)
+        decision = Decision(**{"application": 0, "rule": 0, **defaults, **numbers, **fields})
+        return self.table.install(key, decision, 100)
+
+
+@pytest.fixture
+def bench():
+    made = Bench()
+    yield made
+    made.table.close()
+
+
+# ---- sessions ----
+
+
+@pytest.fixture
+def four(bench):
+    """Four sessions that differ in every way a filter can see."""
+    source = Translation(source=address(OUTSIDE), ports=(5000, 5099))
+    target = Translation(destination=address("10.1.0.99"), destination_port=80)
+    bench.dns = bench.open("10.1.0.2:4000", "8.8.8.8:53", rule="web only", nat_rule="snat", translation=source)
+    bench.web = bench.open(
+        "8.8.8.8:4001", "192.0.2.9:8080", 6, zones=(UNTRUST, TRUST), ingress=OUT0, egress=IN0,
+        application="web-browsing", nat_rule="exempt", translation=target,
+    )  # fmt: skip
+    bench.six = bench.open("[fd00:1::2]:4002", "[fd00:2::2]:443", 6, application="ssl", rule="intrazone-default")
+    bench.denied = bench.open("10.1.0.3:4003", "8.8.4.4:53", discard=True, rule="no-dns")
+    return bench
+
+
+def test_all_sessions_in_the_order_of_their_ids(four):
+    """And no filter at all is one that everything passes."""
+    assert four.ids() == sorted([four.dns, four.web, four.six, four.denied])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("nat", "none", ["six", "denied"]),
+        ("nat", "source", ["dns"]),
+        ("nat", "destination", ["web"]),
+        ("nat", "both", []),
+        ("ip6", "yes", ["six"]),
+        ("ip6", "no", ["dns", "web", "denied"]),
+        ("type", "flow", ["dns", "web", "six", "denied"]),
+        ("type", "predict", []),
+        ("state", "active", ["dns", "web", "six"]),
+        ("state", "discard", ["denied"]),
+        ("state", "closing", []),
+        ("state", "initial", []),
+        ("from_", "untrust", ["web"]),
+        ("to", "untrust", ["dns", "six", "denied"]),
+        ("from_", "no-such-zone", []),
+        ("source", "10.1.0.0/24", ["dns", "denied"]),
+        ("source", "10.1.0.3", ["denied"]),
+        ("source", "fd00:1::/64", ["six"]),
+        ("destination", "8.8.0.0/16", ["dns", "denied"]),
+        ("destination", "192.0.2.9", ["web"]),
+        ("destination", "10.1.0.99", []),
+        ("source_port", "4001", ["web"]),
+        ("destination_port", "53", ["dns", "denied"]),
+        ("destination_port", "80", []),
+        ("protocol", "6", ["web", "six"]),
+        ("application", "dns", ["dns", "denied"]),
+        ("application", "no-such-application", []),
+        ("rule", "no-dns", ["denied"]),
+        ("rule", "no such rule", []),
+        ("nat_rule", "snat", ["dns"]),
+        ("nat_rule", "exempt", ["web"]),
+        ("nat_rule", "no such rule", []),
+        ("ingress_interface", "out0", ["web"]),
+        ("egress_interface", "out0", ["dns", "six", "denied"]),
+        ("egress_interface", "eth9", []),
+        ("min_kb", "1", []),
+        ("max_kb", "1", ["dns", "web", "six", "denied"]),
+        ("min_age", "4194304", []),
+    ],
+)
+def test_a_filter_shows_what_it_says(four, key, value, shown):
+    """Every key, on the client's side of the session; a name that nothing has shows nothing."""
+    assert four.ids(**{key: value}) == [getattr(four, name) for name in shown]
+
+
+def test_every_condition_of_a_filter_must_hold(four):
+    """Together, not one of them."""
+    assert four.ids(protocol="6", destination_port="443") == [four.six]
+    assert four.ids(protocol="17", destination_port="443") == []
+
+
+def test_counting_and_starting_at_an_id(four):
+    """`count` is one number; `start-at` is the first id that may be shown."""
+    assert four.ask("show session all", count=True, filter={"protocol": "6"}) == [2]
+    assert four.ask("show session all", count=True, filter={"rule": "no such rule"}) == [0]
+    rows = four.ask("show session all", start_at=four.web, filter={})
+    assert [row["id"] for row in rows] == [four.web, four.six, four.denied]
+    assert four.ask("show session all", start_at=2**32 - 1, filter={}) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"filter": {"colour": "red"}},
+        {"filter": {"protocol": "tcp"}},
+        {"filter": {"source": "10.1.0.300"}},
+        {"filter": {"source-port": 53}},
+        {"filter": ["protocol", "6"]},
+        {"filter": "everything"},
+        {"filter": None},
+        {"start_at": "first"},
+        {"start_at": -1},
+        {"start_at": 2**40},
+        {"start_at": True},
+        {"start_at": 1.5},
+    ],
+)
+def test_nonsense_is_refused(bench, arguments):
+    """A socket brings any JSON."""
+    with pytest.raises(UsageError):
+        bench.ask("show session all", **arguments)
+
+
+def test_one_session(four):
+    """By its id, translation and all."""
+    (row,) = four.ask("show session id", id=four.dns)
+    assert (row["id"], row["flags"], row["nat_rule"], row["s2c"]["dst"]) == (four.dns, "NS", "snat", OUTSIDE)
+    assert 5000 <= row["s2c"]["dport"] <= 5099
+
+
+@pytest.mark.parametrize("session_id", [0, 5, 20000, 20001, 2**32 - 1])
+def test_a_session_that_never_was(four, session_id):
+    """An id without a session, and one beyond the table."""
+    for command in ("show session id", "clear session id"):
+        with pytest.raises(DataplaneError) as refused:
+            four.ask(command, id=session_id)
+        assert refused.value.exit_code == 1
+
+
+@pytest.mark.parametrize("session_id", ["1", None, True, 1.0, [1], -1, 2**32, 2**70])
+def test_what_is_no_id(four, session_id):
+    """Refused, and never an internal error."""
+    for command in ("show session id", "clear session id"):
+        with pytest.raises(UsageError):
+            four.ask(command, id=session_id)
+        with pytest.raises(UsageError):
+            four.ask(command)
+
+
+def test_clearing_ends_what_passes_the_filter(four):
+    """With the reason `unknown`, at the ager's next look; the others stay."""
+    assert four.ask("clear session all", filter={"protocol": "6"}) == [2]
+    assert four.ids(state="active") == [four.dns]
+    ended = {session.id: session.end_reason for session in four.table.expire()}
+    assert ended == {four.web: "unknown", four.six: "unknown"}
+
+
+def test_clearing_nothing(four):
+    """A filter that nothing passes ends nothing."""
+    assert four.ask("clear session all", filter={"rule": "no such rule"}) == [0]
+    assert four.ask("clear session all", filter={"source-port": "9"}) == [0]
+    assert len(four.ids()) == 4
+
+
+def test_clearing_one_session_twice(four):
+    """The second time it is gone, and still shown with its end reason."""
+    assert four.ask("clear session id", id=four.denied) == [1]
+    with pytest.raises(DataplaneError):
+        four.ask("clear session id", id=four.denied)
+    four.table.free(four.table.expire())
+    (row,) = four.ask("show session id", id=four.denied)
+    assert (row["state"], row["in_ager"], row["end_reason"]) == ("INIT", False, "unknown")
+    assert four.denied not in four.ids()
+
+
+def test_info_counts_by_kind(four):
+    """ACTIVE sessions by protocol, DISCARD ones apart, and the configuration's timers."""
+    (info,) = four.ask("show session info")
+    assert (info["num_max"], info["num_active"], info["num_installed"]) == (20000, 4, 4)
+    assert (info["num_tcp"], info["num_udp"], info["num_icmp"], info["num_discard"]) == (2, 1, 0, 1)
+    assert (info["num_predict"], info["utilization_percent"]) == (0, 0)
+    assert (info["pps"], info["kbps"], info["cps"]) == (13, 99, 3)
+    assert (info["timeouts"]["udp"], info["timeouts"]["tcp_half_closed"]) == (45, 120)
+    assert info["bytes_per_session"] <= 256
+
+
+def test_the_meter(four):
+    """How many there may be and are."""
+    assert four.ask("show session meter") == [{"vsys": "vsys1", "maximum": 20000, "current": 4, "throttled": 0}]
+
+
+# ---- counters, rules, pools ----
+
+
+def test_counters_are_filtered_by_the_daemon(bench):
+    """The rows are the contract's; unknown keys and values are refused."""
+    bench.table.count(lib.FLOW_POLICY_DENY, 3)
+    (row,) = bench.ask("show counter global", filter={"severity": "drop", "value": "non-zero"})
+    assert (row["name"], row["value"], row["category"]) == ("flow_policy_deny", 3, "flow")
+    assert set(row) == {"name", "value", "rate", "severity", "category", "aspect", "description"}
+    for pairs in ({"severity": "loud"}, {"delta": "maybe"}, {"colour": "red"}):
+        with pytest.raises(UsageError):
+            bench.ask("show counter global", filter=pairs)
+
+
+def test_running_rules_are_numbered_and_the_defaults_are_not(bench):
+    """In order, the disabled one too."""
+    rows = bench.ask("show running security-policy")
+    assert [(row["name"], row["index"], row["disabled"]) for row in rows] == [
+        ("no-dns", 1, False),
+        ("web only", 2, False),
+        ("off", 3, True),
+        ("intrazone-default", None, False),
+        ("interzone-default", None, False),
+    ]
+    assert [row["type"] for row in rows[-2:]] == ["intrazone", "interzone"]
+    assert rows[1]["application_service"] == ["any/tcp/any/80"]
+
+
+def test_running_nat_rules_show_the_address_of_an_interface(bench):
+    """As it is now; a no-NAT rule translates to nothing."""
+    rows = bench.ask("show running nat-policy")
+    assert [row["translate_to"] for row in rows] == [
+        None,
+        "src: 192.0.2.1-192.0.2.2 (dynamic-ip-and-port)",
+        "src: out0 192.0.2.1 (dynamic-ip-and-port)",
+    ]
+
+
+def test_the_running_configuration_is_the_file(bench):
+    """In the file's keys; what it gives back loads again."""
+    (config,) = bench.ask("show running config")
+    assert config["security-rules"][1]["name"] == "web only"
+    assert config["settings"]["session"]["timeouts"]["udp"] == 45
+
+
+def test_pools_show_what_is_used(four):
+    """Capacity is addresses times ports; the port of the one session is taken."""
+    snat, out = four.ask("show running ippool")
+    assert snat == {
+        "rule": "snat",
+        "address": "192.0.2.1-192.0.2.2",
+        "type": "Dynamic IP/Port",
+        "used": 1,
+        "available": 199,
+        "ratio": 1,
+    }
+    assert (out["rule"], out["address"], out["used"] + out["available"]) == ("out", OUTSIDE, 64512)
+
+
+def test_hits_of_rules(bench):
+    """Every rule is listed, in order; times only where there was a hit."""
+    bench.hits.add("web only")
+    bench.hits.add("web only")
+    rows = bench.ask("show rule-hit-count")
+    assert [(row["rule"], row["hit_count"]) for row in rows] == [
+        ("no-dns", 0),
+        ("web only", 2),
+        ("off", 0),
+        ("intrazone-default", 0),
+        ("interzone-default", 0),
+    ]
+    assert rows[0]["first_hit"] is rows[0]["last_hit"] is None
+    assert rows[1]["first_hit"].endswith("Z")
+
+
+# ---- test ...-match ----
+
+
+def flow(**changes: object) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "from": "trust",
+        "to": "untrust",
+        "source": "10.1.0.2",
+        "destination": "8.8.8.8",
+        "destination_port": 80,
+        "protocol": 6,
+    }
+    return fields | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "action"),
+    [
+        ({}, "web only", "allow"),
+        ({"destination_port": 53, "protocol": 17}, "no-dns", "drop"),
+        ({"application": "dns"}, "no-dns", "drop"),
+        ({"destination_port": 81}, "interzone-default", "deny"),
+        ({"to": "trust", "destination_port": 81}, "intrazone-default", "allow"),
+        ({"protocol": 1, "destination_port": 0}, "interzone-default", "deny"),
+    ],
+)
+def test_security_match(bench, changes, rule, action):
+    """The same answer that a first packet would get, with the rule's stanza."""
+    (match,) = bench.ask("test security-policy-match", **flow(**changes))
+    assert (match["rule"], match["action"], match["stanza"]["name"]) == (rule, action, rule)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "action"),
+    [
+        ({}, "snat", "translate"),
+        ({"destination": "198.51.100.7"}, "exempt", "no-nat"),
+        ({"from": "untrust"}, None, None),
+        ({"source": "fd00:1::2", "destination": "fd00:2::2"}, None, None),
+    ],
+)
+def test_nat_match(bench, changes, rule, action):
+    """Without a match everything is null."""
+    (match,) = bench.ask("test nat-policy-match", **flow(**changes))
+    assert (match["rule"], match["action"], match["stanza"] is None) == (rule, action, rule is None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"from": "nowhere"},
+        {"to": "nowhere"},
+        {"source": "10.1.0.0/24"},
+        {"destination": "fd00::1"},
+        {"protocol": 256},
+        {"destination_port": None},
+        {"application": "no-such-application"},
+        {"colour": "red"},
+    ],
+)
+def test_a_flow_that_cannot_be(bench, changes):
+    """Unknown zones, addresses that are none or of two families, unknown words."""
+    with pytest.raises(UsageError):
+        bench.ask("test security-policy-match", **flow(**changes))
+
+
+def test_every_command_of_the_wire_has_a_handler():
+    """The list of the client and the daemon is one."""
+    text = (Path(__file__).parent.parent / "dataplane" / "cli.py").read_text()
+    made = Bench()
+    try:
+        missing = [command for command in made._handlers if f'"{command}"' not in text]
+    finally:
+        made.table.close()
+    assert missing == []
