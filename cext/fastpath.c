@@ -45,7 +45,7 @@ static struct session *find_quoted(const struct packet *pkt, const struct burst 
 
 	if (s || pkt->hook != HOOK_OUTPUT)
 		return s;
-	for (int zone = table_zones_max(b->table); zone && !s; zone--) {
+	for (int zone = table_zone_max(b->table); zone && !s; zone--) {
 		key.zone = (uint8_t)zone;
 		s = table_lookup(b->table, &key, dir);
 	}

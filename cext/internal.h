@@ -32,7 +32,9 @@ struct natpool {
 	uint64_t taken[PORT_SPACES][PORT_WORDS];
 };
 
+/* seq is odd while the map is being replaced. */
 struct zone_map {
+	uint32_t seq;
 	uint32_t n;
 	uint32_t ifindex[250];
 	uint8_t  zone[250];
@@ -73,8 +75,7 @@ struct table {
 	uint32_t allocated;
 	uint64_t installed;
 
-	uint32_t zones_current;   /* which of the two maps workers read */
-	struct zone_map zones[2];
+	struct zone_map zones;
 	struct timers timers[MAX_APPLICATIONS];
 	uint64_t reserved_ports[2][PORT_WORDS];
 	uint64_t counter[MAX_SHARDS][(COUNTERS + 7) & ~7] __attribute__((aligned(64)));
@@ -162,7 +163,7 @@ enum verdict packet_parse(struct packet *pkt, const struct burst *b);
 /* table.c */
 struct session *table_lookup(struct table *t, const struct flow_key *key, int *dir);   /* locked, or NULL */
 uint8_t table_zone(const struct table *t, uint32_t ifindex);
-uint8_t table_zones_max(const struct table *t);
+uint8_t table_zone_max(const struct table *t);
 void session_unlock(struct session *s);
 uint32_t session_id(const struct table *t, const struct session *s);
 void session_set_closing(struct table *t, struct session *s, enum end_reason reason);   /* lock held */

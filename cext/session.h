@@ -268,7 +268,7 @@ struct session_filter {
 	uint8_t  destination[2][16];
 	uint32_t application;        /* row plus one */
 	uint32_t rule;               /* number plus one */
-	uint32_t nat_rule;           /* number plus one, as in struct session */
+	uint32_t nat_rule;           /* what struct session holds, plus one */
 	uint32_t ingress;
 	uint32_t egress;
 	uint64_t min_bytes;          /* both directions together */

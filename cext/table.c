@@ -166,41 +166,54 @@ void table_set_timers(struct table *t, uint32_t application, const struct timers
 	t->timers[application] = *timers;
 }
 
+/* One writer. */
 void table_set_zones(struct table *t, const uint32_t *ifindex, const uint8_t *zone, uint32_t n)
 {
-	uint32_t next = !t->zones_current;
-	struct zone_map *map = &t->zones[next];
+	struct zone_map *map = &t->zones;
+	uint32_t seq = map->seq;
 
 	assert(n <= 250);
-	memcpy(map->ifindex, ifindex, n * sizeof(*ifindex));
-	memcpy(map->zone, zone, n);
-	map->n = n;
-	__atomic_store_n(&t->zones_current, next, __ATOMIC_RELEASE);
+	__atomic_store_n(&map->seq, seq + 1, __ATOMIC_RELAXED);
+	for (uint32_t i = 0; i < n; i++) {
+		__atomic_store_n(&map->ifindex[i], ifindex[i], __ATOMIC_RELEASE);
+		__atomic_store_n(&map->zone[i], zone[i], __ATOMIC_RELEASE);
+	}
+	__atomic_store_n(&map->n, n, __ATOMIC_RELEASE);
+	__atomic_store_n(&map->seq, seq + 2, __ATOMIC_RELEASE);
 }
 
-static const struct zone_map *zones(const struct table *t)
+static uint8_t zone_find(const struct zone_map *map, uint32_t ifindex)
 {
-	return &t->zones[__atomic_load_n(&t->zones_current, __ATOMIC_ACQUIRE)];
+	uint32_t n = __atomic_load_n(&map->n, __ATOMIC_ACQUIRE);
+
+	for (uint32_t i = 0; i < n; i++)
+		if (__atomic_load_n(&map->ifindex[i], __ATOMIC_ACQUIRE) == ifindex)
+			return __atomic_load_n(&map->zone[i], __ATOMIC_ACQUIRE);
+	return ZONE_NONE;
 }
 
 uint8_t table_zone(const struct table *t, uint32_t ifindex)
 {
-	const struct zone_map *map = zones(t);
+	for (;;) {
+		uint32_t seq = __atomic_load_n(&t->zones.seq, __ATOMIC_ACQUIRE);
+		uint8_t zone = zone_find(&t->zones, ifindex);
 
-	for (uint32_t i = 0; i < map->n; i++)
-		if (map->ifindex[i] == ifindex)
-			return map->zone[i];
-	return ZONE_NONE;
+		if (!(seq & 1) && __atomic_load_n(&t->zones.seq, __ATOMIC_RELAXED) == seq)
+			return zone;
+	}
 }
 
-uint8_t table_zones_max(const struct table *t)
+/* The highest zone id in use; one that is on its way out may be counted. */
+uint8_t table_zone_max(const struct table *t)
 {
-	const struct zone_map *map = zones(t);
+	uint32_t n = __atomic_load_n(&t->zones.n, __ATOMIC_ACQUIRE);
 	uint8_t max = 0;
 
-	for (uint32_t i = 0; i < map->n; i++)
-		if (map->zone[i] > max)
-			max = map->zone[i];
+	for (uint32_t i = 0; i < n; i++) {
+		uint8_t zone = __atomic_load_n(&t->zones.zone[i], __ATOMIC_RELAXED);
+
+		max = zone > max ? zone : max;
+	}
 	return max;
 }
 

@@ -175,7 +175,7 @@ static bool in_window(const struct session *s, int dir, const struct packet *pkt
 static void advance(struct session *s, int dir, const struct packet *pkt)
 {
 	struct tcp_flow *sender = &s->tcp[dir], *receiver = &s->tcp[!dir];
-	uint32_t window = (uint32_t)pkt->window << (pkt->tcp_flags & TCP_FLAG_SYN ? 0 : s->window_scale[dir]);
+	uint32_t window = (uint32_t)pkt->window << s->window_scale[dir];
 
 	sender->end = later(sender->end, pkt->seq + pkt->seq_len);
 	if (window > sender->max_window)

@@ -71,7 +71,7 @@ class Ager(threading.Thread):
             if sessions:
                 lib.table_count(self._table.pointer, lib.SHARD_AGER, lib.SESSION_EXPIRED, len(sessions))
                 self._table.free(sessions)
-            if len(sessions) < EXPIRE_BATCH // 2:
+            if len(sessions) < EXPIRE_BATCH:
                 return
 
     def _every_second(self) -> None:

@@ -177,7 +177,7 @@ def show_running_ippool(as_json: bool, runtime_dir: Path) -> None:
 @json_option
 @runtime_dir_option
 def show_running_config(as_json: bool, runtime_dir: Path) -> None:
-    """Show the configuration in force, defaults included, as a file that `run` would take."""
+    """Show the configuration in force as a file that `run` would take."""
     emit_object(request(runtime_dir, "show running config", {}), text.config, as_json)
 
 

@@ -22,6 +22,7 @@ PACKETS = 60_000 if "DATAPLANE_EXTENSION" in os.environ else 200_000
 BATCH = 1000
 INTERESTING = [0, 1, 7, 8, 19, 20, 39, 40, 127, 128, 254, 255]
 HEADERS = [0, 43, 44, 51, 60, 59, 6, 17, 58]  # IPv6 next headers
+CHECKSUMS = [lib.CHECKSUM_TRUSTED, lib.CHECKSUM_UNVERIFIED, lib.CHECKSUM_PARTIAL, lib.CHECKSUM_SUPER]
 ICMP_ERRORS = {3, 4, 5, 11, 12}
 ICMP6_ERRORS = {1, 2, 3, 4}
 
@@ -168,9 +169,7 @@ def test_mutated_packets_get_one_verdict_each():
                 data, packet.ifindex = rng.choice(originals)
                 data = mutate(rng, data, originals)
                 repair(rng, data)
-                packet.checksum = rng.choice(
-                    (lib.CHECKSUM_TRUSTED, lib.CHECKSUM_TRUSTED, lib.CHECKSUM_UNVERIFIED, lib.CHECKSUM_PARTIAL)
-                )
+                packet.checksum = rng.choice(CHECKSUMS)
                 packet.hook = lib.HOOK_OUTPUT if rng.random() < 0.1 else lib.HOOK_PREROUTING
                 verdicts[take(firewall, packet, bytes(data))] += 1
             after = firewall.counters()

@@ -270,6 +270,7 @@ def test_a_wrong_checksum_is_dropped_if_nobody_has_looked_yet(firewall, data):
     firewall.c2s(bytes(wrong), checksum=lib.CHECKSUM_UNVERIFIED).is_dropped("flow_parse_l4_cksm")
     firewall.c2s(bytes(wrong), checksum=lib.CHECKSUM_TRUSTED).is_punted()
     firewall.c2s(bytes(wrong), checksum=lib.CHECKSUM_PARTIAL).is_punted()
+    firewall.c2s(bytes(wrong), checksum=lib.CHECKSUM_SUPER).is_punted()
 
 
 def test_a_udp_checksum_of_zero_means_none(firewall):

@@ -193,13 +193,36 @@ def test_a_protocol_without_ports_changes_its_addresses(firewall):
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("size", [1, 1473, 9000, 65480])
-def test_super_packets_are_summed_whole(firewall, family, size):
-    """GSO: the kernel forgets that a checksum was partial once we hand the payload back (design.md section 3)."""
+def test_a_partial_checksum_is_completed(firewall, family, size):
+    """The kernel forgets that it was partial once we hand the payload back (design.md section 3)."""
     path = Path(firewall, family, "both")
     packet = TCP(path.client, path.asked, "S", (b"\xa5\x5a\xff" * 30000)[:size])
     outcome = firewall.c2s(with_partial_checksum(packet), checksum=lib.CHECKSUM_PARTIAL)
     outcome.leaves_as(path.seen, path.server)
     check_reference(outcome, 6)
+
+
+@pytest.mark.parametrize("build", [TCP, UDP])
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_super_packet_that_goes_on_keeps_a_partial_checksum(firewall, build, family):
+    """The kernel cuts it later, and each segment's checksum begins with the pseudo header's sum of the new tuple."""
+    path = Path(firewall, family, "both")
+    sent = with_partial_checksum(build(path.client, path.asked, payload=bytes(range(250)) * 250))
+    outcome = firewall.c2s(sent, checksum=lib.CHECKSUM_SUPER)
+    expected = with_partial_checksum(build(path.seen, path.server, payload=bytes(range(250)) * 250))
+    assert outcome.after == expected
+
+
+@pytest.mark.parametrize("build", [TCP, UDP])
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_super_packet_for_the_firewall_itself_is_summed_whole(firewall, build, family):
+    """It is delivered as it is: nobody cuts it any more."""
+    path = Path(firewall, family, "destination")
+    assert firewall.decision is not None
+    firewall.decision |= {"flags": lib.FLAG_HOST, "egress_zone": lib.ZONE_HOST}
+    sent = with_partial_checksum(build(path.client, path.asked, payload=bytes(range(250)) * 250))
+    outcome = firewall.c2s(sent, checksum=lib.CHECKSUM_SUPER).leaves_as(path.seen, path.server)
+    check_reference(outcome, 17 if build is UDP else 6)
 
 
 def test_an_untranslated_flow_is_never_handed_back(firewall):
