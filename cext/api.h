@@ -8,6 +8,8 @@ void table_set_settings(struct table *t, const struct settings *settings);
 void table_set_timers(struct table *t, uint32_t application, const struct timers *timers);
 /* The interfaces of all zones; at most 250.  Replaces the map before it. */
 void table_set_zones(struct table *t, const uint32_t *ifindex, const uint8_t *zone, uint32_t n);
+/* Whose address is whose, for packets that no session vouches for; at most MAX_ORIGINS.  Replaces the list before it. */
+void table_set_origins(struct table *t, const struct origin *origins, uint32_t n);
 void table_read_stats(struct table *t, struct table_stats *stats);
 void table_read_counters(struct table *t, uint64_t *counters);   /* COUNTERS sums over all shards */
 void table_count(struct table *t, uint32_t shard, uint32_t counter, uint64_t n);
@@ -42,6 +44,7 @@ void session_free(struct table *t, const uint32_t *ids, uint32_t n);      /* CLO
 
 /* NAT pools: one port space per translated address and protocol. */
 int32_t natpool_open(struct table *t, const uint8_t *address);           /* its number, or -1: all MAX_POOLS are taken */
+int32_t natpool_find(const struct table *t, const uint8_t *address);     /* its number, or -1: never opened */
 uint32_t natpool_used(struct table *t, uint32_t pool, uint16_t port_min, uint16_t port_max);
 /* Ports that sockets of the firewall itself use: 1,024 words of 64 bits each for TCP and for UDP. */
 void natpool_set_reserved(struct table *t, const uint64_t *tcp, const uint64_t *udp);

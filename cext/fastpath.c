@@ -52,7 +52,21 @@ static struct session *find_quoted(const struct packet *pkt, const struct burst 
 	return s;
 }
 
-/* Delivers an ICMP error in its receiver's view; it neither ends nor refreshes the session. */
+static bool is_redirect(const struct packet *pkt)
+{
+	return pkt->icmp_type == (pkt->key.family == 4 ? 5 : 137);
+}
+
+/* An error of the firewall's own kernel that concerns none of our sessions and goes where no zone is: loopback, a
+ * management network, or back to a translated address of ours that has no session any more. */
+static bool concerns_host_only(const struct packet *pkt, const struct burst *b)
+{
+	return pkt->hook == HOOK_OUTPUT && table_zone(b->table, pkt->ifindex) == ZONE_NONE;
+}
+
+/* Delivers an ICMP error in its receiver's view; it neither ends nor refreshes the session.  The session vouches for the
+ * one who sent the quoted packet, so only he may be told; for the sender of the error nobody vouches, so he must not bear
+ * an address of another zone. */
 static enum verdict pass_error(struct packet *pkt, const struct burst *b)
 {
 	struct translation nat;
@@ -60,9 +74,13 @@ static enum verdict pass_error(struct packet *pkt, const struct burst *b)
 	bool translated;
 	int dir;
 
+	if (memcmp(pkt->key.dst, pkt->quoted.src, 16))
+		return drop(b, FLOW_ICMP_ERROR_NO_SESSION);
+	if (pkt->hook != HOOK_OUTPUT && table_is_foreign(b->table, pkt->key.src, pkt->zone))
+		return drop(b, FLOW_ICMP_ERROR_SPOOF);
 	s = find_quoted(pkt, b, &dir);
 	if (!s)
-		return drop(b, FLOW_ICMP_ERROR_NO_SESSION);
+		return concerns_host_only(pkt, b) ? VERDICT_ACCEPT : drop(b, FLOW_ICMP_ERROR_NO_SESSION);
 	if (s->state[dir] == SESSION_DISCARD) {
 		session_unlock(s);
 		return drop(b, FLOW_DISCARD_HIT);
@@ -70,11 +88,31 @@ static enum verdict pass_error(struct packet *pkt, const struct burst *b)
 	translated = has_translation(s);
 	translation_of(s, dir, &nat);
 	session_unlock(s);
+	if (translated && is_redirect(pkt))      /* it would lead the sender past the translation */
+		return drop(b, FLOW_ICMP_REDIRECT);
 	count_in(b->counter, PKT_ICMP_ERROR, 1);
 	if (!translated)
 		return VERDICT_ACCEPT;
 	nat_rewrite_error(pkt, &nat);
 	return VERDICT_REWRITTEN;
+}
+
+/* Discovery needs no session, so it may only be for this link: a group, a link-local address, or our own. */
+static enum verdict pass_link_control(const struct packet *pkt, const struct burst *b)
+{
+	const uint8_t *dst = pkt->key.dst;
+	bool on_link = dst[0] == 0xff || (dst[0] == 0xfe && (dst[1] & 0xc0) == 0x80);
+
+	if (pkt->hook == HOOK_PREROUTING && !on_link && !table_is_own(b->table, dst))
+		return drop(b, FLOW_LINK_CONTROL_TRANSIT);
+	count_in(b->counter, PKT_LINK_CONTROL, 1);
+	return VERDICT_ACCEPT;
+}
+
+/* SCTP and others whose checksum the NIC was to compute: the kernel forgets that when the payload goes back. */
+static bool can_complete_checksum(const struct packet *pkt)
+{
+	return pkt->l4_checksum || (pkt->checksum != CHECKSUM_PARTIAL && pkt->checksum != CHECKSUM_SUPER);
 }
 
 static enum verdict drop_discarded(const struct packet *pkt, struct session *s, int dir, const struct burst *b)
@@ -107,6 +145,8 @@ static enum verdict pass(struct packet *pkt, struct session *s, int dir, const s
 	session_unlock(s);
 	if (!translated)
 		return VERDICT_ACCEPT;
+	if (!can_complete_checksum(pkt))
+		return drop(b, FLOW_NAT_CHECKSUM);
 	nat_rewrite(pkt, &nat);
 	return VERDICT_REWRITTEN;
 }
@@ -124,10 +164,8 @@ enum verdict fastpath(struct packet *pkt, const struct burst *b)
 		return drop(b, FLOW_NO_INTERFACE);
 	if ((v = packet_parse(pkt, b)) != VERDICT_CONTINUE)
 		return v;
-	if (pkt->kind == PACKET_LINK_CONTROL) {
-		count_in(b->counter, PKT_LINK_CONTROL, 1);
-		return VERDICT_ACCEPT;
-	}
+	if (pkt->kind == PACKET_LINK_CONTROL)
+		return pass_link_control(pkt, b);
 	if (pkt->kind == PACKET_ICMP_ERROR)
 		return pass_error(pkt, b);
 	if (!(s = table_lookup(b->table, &pkt->key, &dir)))

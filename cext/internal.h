@@ -28,7 +28,6 @@ struct bucket {
 };
 
 struct natpool {
-	uint8_t  address[16];
 	uint64_t taken[PORT_SPACES][PORT_WORDS];
 };
 
@@ -38,6 +37,12 @@ struct zone_map {
 	uint32_t n;
 	uint32_t ifindex[250];
 	uint8_t  zone[250];
+};
+
+struct origin_list {
+	uint32_t lock;
+	uint32_t n;
+	struct origin origin[MAX_ORIGINS];
 };
 
 /* The head of the mapping; everything else is found by its offset from here, so the mapping may lie anywhere. */
@@ -76,6 +81,9 @@ struct table {
 	uint64_t installed;
 
 	struct zone_map zones;
+	struct origin_list origins;
+	uint16_t pool_slot[2 * MAX_POOLS];   /* open addressing by address; number plus one, 0: empty */
+	uint8_t  pool_address[MAX_POOLS][16];
 	struct timers timers[MAX_APPLICATIONS];
 	uint64_t reserved_ports[2][PORT_WORDS];
 	uint64_t counter[MAX_SHARDS][(COUNTERS + 7) & ~7] __attribute__((aligned(64)));
@@ -164,6 +172,9 @@ enum verdict packet_parse(struct packet *pkt, const struct burst *b);
 struct session *table_lookup(struct table *t, const struct flow_key *key, int *dir);   /* locked, or NULL */
 uint8_t table_zone(const struct table *t, uint32_t ifindex);
 uint8_t table_zone_max(const struct table *t);
+bool table_is_own(const struct table *t, const uint8_t *address);
+bool table_is_foreign(const struct table *t, const uint8_t *address, uint8_t zone);
+uint64_t table_hash16(const struct table *t, const uint8_t *bytes);
 void session_unlock(struct session *s);
 uint32_t session_id(const struct table *t, const struct session *s);
 void session_set_closing(struct table *t, struct session *s, enum end_reason reason);   /* lock held */
@@ -191,7 +202,6 @@ void nat_rewrite(struct packet *pkt, const struct translation *nat);
 void nat_rewrite_error(struct packet *pkt, const struct translation *nat);
 
 /* natpool.c */
-int32_t natpool_find(const struct table *t, const uint8_t *address);
 int32_t natpool_take(struct table *t, uint32_t pool, uint8_t proto, uint16_t min, uint16_t max);   /* a port, or -1 */
 void natpool_give(struct table *t, uint32_t pool, uint8_t proto, uint16_t port);
 uint32_t random32(void);

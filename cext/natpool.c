@@ -41,29 +41,40 @@ static int space_of(uint8_t proto)
 	return proto == IPPROTO_TCP ? 0 : proto == IPPROTO_UDP ? 1 : 2;
 }
 
+/* The place of an address in pool_slot: where it stands, or the empty one where it would. */
+static uint32_t slot_of(const struct table *t, const uint8_t *address, uint16_t *number)
+{
+	uint32_t slot = (uint32_t)table_hash16(t, address) % (2 * MAX_POOLS);
+
+	for (;; slot = (slot + 1) % (2 * MAX_POOLS)) {
+		*number = __atomic_load_n(&t->pool_slot[slot], __ATOMIC_ACQUIRE);
+		if (!*number || !memcmp(t->pool_address[*number - 1], address, 16))
+			return slot;
+	}
+}
+
 int32_t natpool_find(const struct table *t, const uint8_t *address)
 {
-	uint32_t n = __atomic_load_n(&t->pool_count, __ATOMIC_ACQUIRE);
+	uint16_t number;
 
-	for (uint32_t i = 0; i < n; i++)
-		if (!memcmp(pool_at(t, i)->address, address, 16))
-			return (int32_t)i;
-	return -1;
+	slot_of(t, address, &number);
+	return number - 1;
 }
 
 int32_t natpool_open(struct table *t, const uint8_t *address)
 {
-	int32_t pool;
+	uint16_t number;
+	uint32_t slot;
 
 	spin_lock(&t->pool_lock);
-	pool = natpool_find(t, address);
-	if (pool < 0 && t->pool_count < MAX_POOLS) {
-		pool = (int32_t)t->pool_count;
-		memcpy(pool_at(t, (uint32_t)pool)->address, address, 16);
-		__atomic_store_n(&t->pool_count, t->pool_count + 1, __ATOMIC_RELEASE);
+	slot = slot_of(t, address, &number);
+	if (!number && t->pool_count < MAX_POOLS) {
+		memcpy(t->pool_address[t->pool_count], address, 16);
+		number = (uint16_t)++t->pool_count;
+		__atomic_store_n(&t->pool_slot[slot], number, __ATOMIC_RELEASE);
 	}
 	spin_unlock(&t->pool_lock);
-	return pool;
+	return number - 1;
 }
 
 static bool reserved(const struct table *t, int space, uint32_t port)

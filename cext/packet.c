@@ -277,7 +277,17 @@ static enum verdict parse_icmp(struct packet *pkt, const struct burst *b)
 
 		memcpy(&id, icmp + 4, 2);
 		key_echo(&pkt->key, id, request);
+		pkt->echo = 1;
 	}
+	return VERDICT_CONTINUE;
+}
+
+/* Protocols that go by addresses alone; where their checksum covers those, translation must find it. */
+static enum verdict parse_portless(struct packet *pkt, uint16_t checksum, const struct burst *b)
+{
+	if (pkt->ip_len - pkt->l4 < checksum + 2u)
+		return drop(b, FLOW_PARSE_L4_HDR);
+	pkt->l4_checksum = (uint16_t)(pkt->l4 + checksum);
 	return VERDICT_CONTINUE;
 }
 
@@ -291,6 +301,9 @@ static enum verdict parse_l4(struct packet *pkt, const struct burst *b)
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
 		return parse_icmp(pkt, b);
+	case IPPROTO_UDPLITE:
+	case IPPROTO_DCCP:
+		return parse_portless(pkt, 6, b);
 	}
 	return VERDICT_CONTINUE;
 }
@@ -311,6 +324,7 @@ enum verdict packet_parse(struct packet *pkt, const struct burst *b)
 	pkt->l4_checksum = 0;
 	pkt->tcp_flags = 0;
 	pkt->seq_len = 0;
+	pkt->echo = 0;
 	if (!ip_view(pkt->data, pkt->len, &ip) || (ip.len > pkt->len && !pkt->cut))
 		return drop(b, FLOW_PARSE_IP_HDR);
 	if (!ip.l4 || ip.l4 > ip.len)

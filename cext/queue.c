@@ -1,9 +1,12 @@
 /* queue.c - one NFQUEUE over plain netlink: bursts of packets in, batches of verdicts out.
  *
  * The kernel sends one datagram per packet; recvmmsg() takes up to QUEUE_BURST of them.  Verdicts of a burst are one
- * sendmsg(): a run of packets that are accepted untouched needs only one message (NFQNL_MSG_VERDICT_BATCH speaks for all
- * ids up to its own, and the ones before are decided already), a rewritten packet hands its whole payload back from
- * where it was received.
+ * sendmsg(): a run of packets that are accepted untouched needs only one message, a rewritten packet hands its whole
+ * payload back from where it was received.
+ *
+ * That one message, NFQNL_MSG_VERDICT_BATCH, speaks for every packet still waiting whose id is not above its own.  So no
+ * packet may be left without a verdict: where that might have happened (a send failed, a datagram was unreadable) nothing
+ * is accepted in a batch until everything received so far has been dropped in one.
  *
  * The socket asks for receive timestamps, which makes the kernel stamp packets on arrival: a packet that has waited for
  * longer than WAIT_MAX is dropped (contract section 6).  Full buffers drop new packets in the kernel, which counts them
@@ -203,6 +206,7 @@ static void read_attribute(struct queued *p, uint16_t type, uint8_t *data, uint3
 		p->arrived = read64(data) * 1000000000ull + read64(data + 8) * 1000;
 		break;
 	case NFQA_IFINDEX_INDEV:
+	case NFQA_IFINDEX_OUTDEV:
 		if (!p->packet.ifindex)
 			p->packet.ifindex = read32(data);
 		break;
@@ -246,6 +250,41 @@ static uint64_t wall_clock(void)
 	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 }
 
+/* What the kernel says besides packets: a verdict was refused.  One for a packet that is gone already is harmless. */
+static void read_other(struct queue *q, const struct nlmsghdr *nl, uint64_t *counter)
+{
+	const struct nlmsgerr *error = NLMSG_DATA(nl);
+
+	count_in(counter, QUEUE_VERDICT_ERROR, 1);
+	if (nl->nlmsg_type != NLMSG_ERROR || nl->nlmsg_len < NLMSG_LENGTH(sizeof(*error)) || error->error != -ENOENT)
+		q->undecided = true;
+}
+
+static void read_datagram(struct queue *q, uint32_t i, int *n, uint64_t now, uint64_t *counter)
+{
+	struct nlmsghdr *nl = q->receive_iov[i].iov_base;
+	struct queued *p = &q->packets[*n];
+
+	if (!NLMSG_OK(nl, q->receive[i].msg_len)) {
+		q->undecided = true;
+		count_in(counter, QUEUE_VERDICT_ERROR, 1);
+		return;
+	}
+	if (nl->nlmsg_type != (NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_PACKET)) {
+		read_other(q, nl, counter);
+		return;
+	}
+	read_packet(p, nl);
+	p->late = p->arrived && now - p->arrived > WAIT_MAX && now - p->arrived < WAIT_ABSURD;
+	q->newest = p->id;
+	(*n)++;
+}
+
+static bool passing(int error)
+{
+	return error == EAGAIN || error == EINTR || error == ENOBUFS || error == ENOMEM;
+}
+
 /* Blocks until packets are there, a tenth of a second at most.  The number of packets, 0, or a negative errno; they are
  * valid until the next call. */
 int queue_receive(struct queue *q, uint64_t *counter)
@@ -254,23 +293,13 @@ int queue_receive(struct queue *q, uint64_t *counter)
 	uint64_t now;
 
 	if (datagrams < 0) {
-		if (errno == ENOBUFS)
+		if (errno == ENOBUFS || errno == ENOMEM)
 			count_in(counter, QUEUE_RECEIVE_OVERRUN, 1);
-		return errno == EAGAIN || errno == EINTR || errno == ENOBUFS ? 0 : -errno;
+		return passing(errno) ? 0 : -errno;
 	}
 	now = wall_clock();
-	for (int i = 0; i < datagrams; i++) {
-		struct nlmsghdr *nl = q->receive_iov[i].iov_base;
-
-		if (!NLMSG_OK(nl, q->receive[i].msg_len) || nl->nlmsg_type != (NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_PACKET)) {
-			count_in(counter, QUEUE_VERDICT_ERROR, 1);
-			continue;
-		}
-		read_packet(&q->packets[n], nl);
-		q->packets[n].late = q->packets[n].arrived && now - q->packets[n].arrived > WAIT_MAX &&
-				     now - q->packets[n].arrived < WAIT_ABSURD;
-		n++;
-	}
+	for (int i = 0; i < datagrams; i++)
+		read_datagram(q, (uint32_t)i, &n, now, counter);
 	return n;
 }
 
@@ -317,6 +346,14 @@ static void verdict_init(struct request *r, const struct queue *q, uint16_t type
 	request_add(r, NFQA_VERDICT_HDR, &header, sizeof(header));
 }
 
+static void accept_one(struct queue *q, uint32_t id)
+{
+	struct request r;
+
+	verdict_init(&r, q, NFQNL_MSG_VERDICT, id, NF_ACCEPT);
+	out_request(q, &r, NULL, 0);
+}
+
 static void flush_run(struct queue *q)
 {
 	struct request r;
@@ -335,7 +372,10 @@ void queue_accept(struct queue *q, const struct queued *p)
 	uint32_t mark = htonl(p->packet.mark & ~MARK_SEEN);
 
 	if (!(p->packet.mark & MARK_SEEN)) {
-		q->run = true;
+		if (q->undecided)
+			accept_one(q, p->id);
+		else
+			q->run = true;
 		q->run_last = p->id;
 		return;
 	}
@@ -368,20 +408,39 @@ void queue_refuse(struct queue *q, const struct queued *p, uint32_t verdict)
 	out_request(q, &r, NULL, 0);
 }
 
-/* Sends what the burst decided. */
-void queue_flush(struct queue *q, uint64_t *counter)
+static bool send_out(const struct queue *q, const struct iovec *iov, uint32_t n)
 {
 	struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
-	struct msghdr message = {.msg_name = &kernel, .msg_namelen = sizeof(kernel), .msg_iov = q->out_iov};
+	struct msghdr message = {.msg_name = &kernel, .msg_namelen = sizeof(kernel), .msg_iov = (struct iovec *)iov,
+				 .msg_iovlen = n};
 
+	while (sendmsg(q->fd, &message, 0) < 0)
+		if (errno != EINTR)
+			return false;
+	return true;
+}
+
+/* Drops whatever has no verdict, so that no later batch accepts it; true once nothing can be undecided. */
+static bool drop_undecided(struct queue *q)
+{
+	struct request r;
+	struct iovec iov = {.iov_base = &r};
+
+	verdict_init(&r, q, NFQNL_MSG_VERDICT_BATCH, q->newest, NF_DROP);
+	iov.iov_len = r.nl.nlmsg_len;
+	return send_out(q, &iov, 1);
+}
+
+/* Sends what the burst decided.  A packet whose verdict the kernel did not take is dropped. */
+void queue_flush(struct queue *q, uint64_t *counter)
+{
 	flush_run(q);
-	message.msg_iovlen = q->out_iovs;
-	while (q->out_iovs && sendmsg(q->fd, &message, 0) < 0) {
-		if (errno == EINTR)
-			continue;
+	if (q->out_iovs && !send_out(q, q->out_iov, q->out_iovs)) {
 		count_in(counter, QUEUE_SEND_ERROR, 1);
-		break;
+		q->undecided = true;
 	}
 	q->out_iovs = 0;
 	q->out_len = 0;
+	if (q->undecided)
+		q->undecided = !drop_undecided(q);
 }

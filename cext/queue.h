@@ -27,12 +27,14 @@ struct queue {
 	struct iovec receive_iov[QUEUE_BURST];
 	struct queued packets[QUEUE_BURST];
 
-	uint8_t out[QUEUE_BURST * QUEUE_VERDICT_LEN * 2];
+	uint8_t out[(QUEUE_BURST + 1) * QUEUE_VERDICT_LEN * 2];
 	uint32_t out_len;
 	struct iovec out_iov[QUEUE_BURST * 3 + 1];
 	uint32_t out_iovs;
 	bool run;                          /* packets up to run_last are accepted untouched */
 	uint32_t run_last;
+	uint32_t newest;                   /* highest id received */
+	bool undecided;                    /* some packet up to `newest` may have no verdict: accept nothing in a batch */
 };
 
 int queue_open(struct queue *q, uint16_t number, bool fail_open);

@@ -83,6 +83,8 @@ bool checksum_valid(const struct packet *pkt)
 
 	if (!pkt->l4_checksum || pkt->checksum == CHECKSUM_PARTIAL || pkt->checksum == CHECKSUM_SUPER)
 		return true;
+	if (pkt->key.proto == IPPROTO_UDPLITE || pkt->key.proto == IPPROTO_DCCP)   /* they cover what their header says */
+		return true;
 	memcpy(&check, pkt->data + pkt->l4_checksum, 2);
 	if (pkt->key.proto == IPPROTO_UDP && !check)
 		return true;
@@ -106,7 +108,8 @@ static uint64_t difference(const void *old, const void *new, uint32_t len)
 
 static bool has_pseudo_header(uint8_t proto)
 {
-	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == IPPROTO_ICMPV6;
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == IPPROTO_ICMPV6 || proto == IPPROTO_UDPLITE ||
+	       proto == IPPROTO_DCCP;
 }
 
 /* What changing `from` into `to` adds to the IPv4 header's checksum and to the transport's. */
@@ -178,7 +181,7 @@ static void l4_checksum_update(struct packet *pkt, const struct translation *nat
 	uint8_t *at = pkt->data + pkt->l4_checksum;
 	bool udp = pkt->key.proto == IPPROTO_UDP;
 
-	if (!pkt->l4_checksum)
+	if (!pkt->l4_checksum || (udp && !at[0] && !at[1]))
 		return;
 	if (pkt->checksum == CHECKSUM_SUPER && !nat->delivered) {
 		checksum_begin(pkt);
@@ -186,8 +189,6 @@ static void l4_checksum_update(struct packet *pkt, const struct translation *nat
 	}
 	if (pkt->checksum == CHECKSUM_PARTIAL || pkt->checksum == CHECKSUM_SUPER)
 		checksum_complete(pkt);
-	else if (udp && !at[0] && !at[1])
-		return;
 	else
 		checksum_adjust(at, nat->l4_delta);
 	if (udp)

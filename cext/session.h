@@ -14,7 +14,8 @@
 #define MARK_SEEN 0x40000000   /* the slow path has decided this packet's flow; a miss that carries it is dropped */
 #define MARK_OWN 0x20000000    /* made by the daemon itself (RST, unreachable); our rules let it pass */
 #define MAX_APPLICATIONS 2048
-#define MAX_POOLS 1024         /* translated addresses with a port space of their own */
+#define MAX_ORIGINS 512
+#define MAX_POOLS 4096         /* translated addresses with a port space of their own */
 #define MAX_SHARDS 20          /* counter shards, one writer each: 16 workers, then one thread each */
 #define SHARD_SLOW 16
 #define SHARD_AGER 17
@@ -171,16 +172,23 @@ enum checksum_state {
 enum packet_kind {
 	PACKET_FLOW,
 	PACKET_ICMP_ERROR,           /* quotes a packet: `quoted` is valid */
-	PACKET_LINK_CONTROL,         /* neighbour and multicast listener discovery: never forwarded, always accepted */
+	PACKET_LINK_CONTROL,         /* neighbour and multicast listener discovery: for the link, needs no session */
 };
 
-enum packet_hook { HOOK_PREROUTING = 0, HOOK_OUTPUT = 3 };
+enum packet_hook { HOOK_PREROUTING = 0, HOOK_FORWARD = 2, HOOK_OUTPUT = 3 };
+
+/* Addresses that belong to a zone: an interface's subnet, or (ZONE_HOST) an address of the firewall's own. */
+struct origin {
+	uint8_t first[16];
+	uint8_t last[16];
+	uint8_t zone;
+};
 
 /* The first part is the caller's; the second is filled in by packet_parse() and valid only if it said so. */
 struct packet {
 	uint8_t *data;               /* from the IP header on: hostile bytes */
 	uint32_t len;
-	uint32_t ifindex;            /* ingress interface (the bridge port in bridge mode) */
+	uint32_t ifindex;            /* ingress interface (the bridge port in bridge mode); HOOK_OUTPUT: the egress one */
 	uint32_t mark;
 	uint8_t  hook;               /* enum packet_hook */
 	uint8_t  checksum;           /* enum checksum_state */
@@ -195,6 +203,7 @@ struct packet {
 	uint8_t  tcp_flags;          /* enum tcp_flag */
 	uint8_t  window_scale;       /* of a SYN; 255: not offered */
 	uint8_t  icmp_type;
+	uint8_t  echo;               /* 1: an ICMP echo, request or reply */
 	uint16_t window;
 	uint32_t seq;
 	uint32_t ack;
@@ -229,7 +238,8 @@ struct decision {
 	uint32_t ingress;
 	uint32_t egress;
 	uint32_t parent;
-	uint32_t refused;            /* 0, or it is a DISCARD session: bytes of the packet that was refused with it */
+	uint32_t discard;            /* 1: a DISCARD session */
+	uint32_t first_len;          /* of a DISCARD session's first packet, which does not come round to be counted */
 };
 
 enum source_nat {
@@ -315,6 +325,10 @@ enum counter {
 	FLOW_FWD_L3_NOROUTE,
 	FLOW_FWD_L3_MCAST_DROP,
 	FLOW_ICMP_ERROR_NO_SESSION,
+	FLOW_ICMP_ERROR_SPOOF,
+	FLOW_ICMP_REDIRECT,
+	FLOW_LINK_CONTROL_TRANSIT,
+	FLOW_NAT_CHECKSUM,
 	FLOW_MARKED_MISS,
 	FLOW_QUEUED_TOO_LONG,
 	FLOW_QUEUE_TRUNCATED,

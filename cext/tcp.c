@@ -115,8 +115,10 @@ static void learn_scale(struct session *s, int dir, const struct packet *pkt)
 	bool answered = pkt->tcp_flags & TCP_FLAG_ACK;
 
 	if (!answered) {
-		s->window_scale[dir] = pkt->window_scale == 255 ? 0 : pkt->window_scale;
-		if (dir == 0 && pkt->window_scale != 255)
+		if (pkt->window_scale == 255)      /* repeated without options: the answer tells which one was heard */
+			return;
+		s->window_scale[dir] = pkt->window_scale;
+		if (dir == 0)
 			s->tcp_seen |= SEEN_SCALE_C2S;
 		return;
 	}
@@ -228,13 +230,17 @@ static enum verdict track_reset(const struct packet *pkt, struct session *s, int
 	return VERDICT_CONTINUE;
 }
 
+/* Over by a RST, not by both FINs. */
+static bool was_reset(const struct session *s)
+{
+	return (s->tcp_seen & (SEEN_FIN_C2S | SEEN_FIN_S2C)) != (SEEN_FIN_C2S | SEEN_FIN_S2C);
+}
+
 /* A SYN on a connection that is over may be answered by a new one if its sequence numbers lie ahead (RFC 9293 section
  * 3.6.1); one of a connection that was reset may start anywhere. */
 static enum verdict reopen(const struct packet *pkt, struct session *s, const struct burst *b)
 {
-	bool was_reset = (s->tcp_seen & (SEEN_FIN_C2S | SEEN_FIN_S2C)) != (SEEN_FIN_C2S | SEEN_FIN_S2C);
-
-	if (!was_reset && !before(s->tcp[0].end, pkt->seq))
+	if (!was_reset(s) && !before(s->tcp[0].end, pkt->seq))
 		return drop(b, TCP_DROP_OUT_OF_WND);
 	session_set_closing(b->table, s, END_TCP_REUSE);
 	wheel_schedule(b->table, s, b->now);
@@ -278,7 +284,7 @@ enum verdict tcp_track(const struct packet *pkt, struct session *s, int dir, con
 	if (pkt->tcp_flags & TCP_FLAG_RST)
 		return track_reset(pkt, s, dir, b);
 	next = transitions[s->tcp_state][dir][segment];
-	if (next == NO)
+	if (next == NO || (s->tcp_state == TCP_NEW && segment != SEGMENT_SYN && b->table->settings.reject_non_syn))
 		return drop(b, TCP_DROP_STATE);
 	if (next == NEW)
 		return reopen(pkt, s, b);
@@ -295,6 +301,8 @@ enum verdict tcp_track(const struct packet *pkt, struct session *s, int dir, con
 		return drop(b, TCP_DROP_OUT_OF_WND);
 	else
 		advance(s, dir, pkt);
+	if (s->tcp_state == TCP_TIME_WAIT && was_reset(s))     /* late, or a challenge: it keeps nothing alive */
+		return VERDICT_CONTINUE;
 	if (s->tcp_state == TCP_UNVERIFIED_RST && s->tcp_seen & (SEEN_FIN_C2S | SEEN_FIN_S2C))
 		next = TCP_HALF_CLOSED;
 	if (segment == SEGMENT_FIN)

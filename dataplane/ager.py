@@ -66,9 +66,10 @@ class Ager(threading.Thread):
         """End everything whose time is over now."""
         while True:
             sessions = self._table.expire()
-            for session in sessions:
-                self._ended(session)
-            if sessions:
+            try:
+                for session in sessions:
+                    self._ended(session)
+            finally:  # whatever becomes of a record: nobody else will ever see these sessions
                 lib.table_count(self._table.pointer, lib.SHARD_AGER, lib.SESSION_EXPIRED, len(sessions))
                 self._table.free(sessions)
             if len(sessions) < EXPIRE_BATCH:

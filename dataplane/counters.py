@@ -34,6 +34,15 @@ DESCRIPTIONS: dict[str, tuple[str, str, str, str]] = {
     "flow_fwd_l3_noroute": ("drop", "flow", "forward", "Packets dropped: no route"),
     "flow_fwd_l3_mcast_drop": ("drop", "flow", "forward", "Packets dropped: no route for multicast or broadcast"),
     "flow_icmp_error_no_session": ("drop", "flow", "session", "Packets dropped: ICMP error that quotes no session"),
+    "flow_icmp_error_spoof": ("drop", "flow", "session", "Packets dropped: ICMP error in the name of another zone"),
+    "flow_icmp_redirect": ("drop", "flow", "session", "Packets dropped: ICMP redirect for a translated session"),
+    "flow_link_control_transit": (
+        "drop",
+        "flow",
+        "forward",
+        "Packets dropped: neighbor discovery in transit",
+    ),
+    "flow_nat_checksum": ("drop", "flow", "nat", "Packets dropped: translation cannot complete the checksum"),
     "flow_marked_miss": (
         "drop",
         "flow",

@@ -64,7 +64,10 @@ def _serve(engine: Engine, runtime_dir: Path, ending: threading.Event) -> int:
         _notify("STOPPING=1")
     finally:
         control.stop()
-        engine.stop()
+        if engine.failed.is_set():
+            engine.abandon()
+        else:
+            engine.stop()
     return DataplaneError.exit_code if engine.failed.is_set() else 0
 
 

@@ -9,7 +9,8 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ from dataplane.rules.answering import Answering
 from dataplane.rules.probe import find_backend, remove_leavings
 from dataplane.rules.sysctls import Sysctls
 from dataplane.sessions import HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, SessionTable
-from dataplane.slowpath import HOST_INBOUND, SlowPath, World
+from dataplane.slowpath import HOST_INBOUND, SlowPath, World, is_link_local
 
 MAX_WORKERS: int = lib.SHARD_SLOW
+MAX_ANSWERED = 4096
 OTHER = 255  # a protocol without timers of its own
 
 log = logging.getLogger(__name__)
@@ -41,13 +43,14 @@ log = logging.getLogger(__name__)
 class Engine:
     """One running firewall. start() raises DataplaneError with nothing left behind.
 
-    `failed` is set when a worker ends by itself: nobody would serve its queue.
+    `failed` is set when a thread that serves a queue ends by itself: then abandon() it, do not stop() it.
     """
 
     def __init__(self, config: Config, runtime_dir: Path, log_dir: Path) -> None:
         self.config = config
         self.policy: CompiledPolicy = compile_policy(config)
         self.failed = threading.Event()
+        self._losing = threading.Lock()
         self.names = Names(MAX_APPLICATIONS, HOST_ZONE)
         self.hits = HitCounts()
         self.counters = GlobalCounters()
@@ -62,7 +65,9 @@ class Engine:
         self._backend = find_backend()
         self._replies = Replies(MARK_OWN)
         self._load_settings()
-        self.slowpath = SlowPath(self._slow_queue, self.table, self._world(), self.hits, self._replies, self._record)
+        self.slowpath = SlowPath(
+            self._slow_queue, self.table, self._world(), self.hits, self._replies, self._record, self.failed
+        )
         self.ager = Ager(self.table, self._session_ended, self._queues)
         self._workers: list[tuple[Any, threading.Thread]] = []
         self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
@@ -95,7 +100,12 @@ class Engine:
             except Exception:
                 log.exception("stopping goes on after a failure")
         self._replies.close()
-        self.table.close()
+        # The table stays mapped: a thread that did not end in time may still look at it, and the process ends now.
+
+    def abandon(self) -> None:
+        """Leave everything as a killed daemon does: the rules stay and drop (or pass) what nobody reads."""
+        log.critical("a vital thread has ended; the rules stay in force until the next start")
+        self.system_log.stop()
 
     # ---- parts ----
 
@@ -208,8 +218,6 @@ class Engine:
             for link in self.monitor.links
             if link.name in policy.interface_zone
         }
-        names.set_interfaces({link.ifindex: link.name for link in self.monitor.links})
-        self.table.set_zones(zones)
         return World(
             policy=policy,
             fib=self.monitor.fib,
@@ -230,11 +238,37 @@ class Engine:
 
     def _host_changed(self, kind: str) -> None:
         """A link, an address or a route is another one than before."""
-        self.slowpath.world = self._world()
+        before, now = self.slowpath.world, self._world()
+        self.slowpath.world = now
+        self._tell_table(now)
         if kind in ("link", "address"):
             self._sysctls.apply(self.policy.interface_zone)
-            self._answering.set(address for first, last in self.policy.answered for address in range(first, last + 1))
-        self._follow_routes()
+            self._answering.set(self._answered())
+        if kind == "route" or now.zone_by_interface != before.zone_by_interface:
+            self._follow_routes()
+
+    def _answered(self) -> Iterator[int]:
+        """Translated addresses that lie in an interface's subnet; a large prefix only as far as MAX_ANSWERED goes."""
+        for link in self.monitor.links:
+            for (first, last), (low, high) in product(link.subnets, self.policy.answered):
+                low, high = max(first, low), min(last, high)
+                if high - low >= MAX_ANSWERED:
+                    log.warning("only %d translated addresses on %s are answered for", MAX_ANSWERED, link.name)
+                yield from range(low, min(high + 1, low + MAX_ANSWERED))
+
+    def _tell_table(self, world: World) -> None:
+        """What C needs to know of the host: zones by interface, and whose address is whose."""
+        self.names.set_interfaces({link.ifindex: link.name for link in world.links})
+        self.table.set_zones(world.zone_by_interface)
+        own = [(address, address, HOST_ZONE) for link in world.links for address in link.addresses]
+        subnets = [
+            (first, last, world.zone_by_interface[link.ifindex])
+            for link in world.links
+            if link.ifindex in world.zone_by_interface
+            for first, last in link.subnets
+            if not is_link_local(first)
+        ]
+        self.table.set_origins(own + subnets)
 
     def _follow_routes(self) -> None:
         """Sessions whose route moved within its zone follow it; those whose route left their zone end."""
@@ -260,4 +294,5 @@ class Engine:
             self._record("end", session, "allow", session.end_reason)
 
     def _records_lost(self, n: int) -> None:
-        lib.table_count(self.table.pointer, lib.SHARD_LOG, lib.LOG_RECORD_LOST, n)
+        with self._losing:  # a shard has one writer at a time, and anybody may log
+            lib.table_count(self.table.pointer, lib.SHARD_LOG, lib.LOG_RECORD_LOST, n)

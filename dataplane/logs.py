@@ -20,8 +20,8 @@ from dataplane.names import Names
 from dataplane.policy.objects import address_text
 from dataplane.views import iso_time, iso_time_ms, nat_flags, nat_rule_name
 
-QUEUE_LENGTH = 262_144  # records that may wait for the disk
-BATCH = 4096  # records encoded at once
+QUEUE_LENGTH = 131_072  # records that may wait for the disk: some 100 MB
+BATCH = 4096  # records written at once
 IDLE = 0.2  # seconds between two looks at an empty queue
 STOP_TIMEOUT = 5.0  # seconds
 
@@ -97,16 +97,16 @@ class LogWriter(threading.Thread):
         super().__init__(name=f"log-{path.stem}", daemon=True)
         self._path = path
         self._lost = lost
-        self._waiting: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._ending = threading.Event()
         self._failing = False
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Queue a record; never blocks."""
+        """Queue a record; never blocks. As a line: a waiting dict would take three times the memory."""
         if self._waiting.qsize() >= QUEUE_LENGTH:
             self._lost(1)
             return
-        self._waiting.put(record)
+        self._waiting.put(msgspec.json.encode(record) + b"\n")
 
     def run(self) -> None:
         while not self._ending.is_set() or not self._waiting.empty():
@@ -121,8 +121,8 @@ class LogWriter(threading.Thread):
         self._ending.set()
         self.join(STOP_TIMEOUT)
 
-    def _take(self) -> list[Mapping[str, Any]]:
-        batch: list[Mapping[str, Any]] = []
+    def _take(self) -> list[bytes]:
+        batch: list[bytes] = []
         while len(batch) < BATCH:
             try:
                 batch.append(self._waiting.get_nowait())
@@ -130,10 +130,9 @@ class LogWriter(threading.Thread):
                 break
         return batch
 
-    def _append(self, batch: list[Mapping[str, Any]]) -> None:
-        lines = b"".join(msgspec.json.encode(record) + b"\n" for record in batch)
+    def _append(self, batch: list[bytes]) -> None:
         try:
-            append(self._path, lines)
+            append(self._path, b"".join(batch))
         except OSError as error:
             self._lost(len(batch))
             if not self._failing:

@@ -5,8 +5,6 @@ that our own rules let them pass. Neither answers a RST, an ICMP error, or what 
 (RFC 1122 section 3.2.2). The rate is bounded as PAN-OS bounds it: a flood of refused packets makes no flood of answers.
 """
 
-import errno
-import logging
 import socket
 import struct
 import time
@@ -19,8 +17,6 @@ QUOTE_IPV6 = 1232  # within 1280 (RFC 4443 section 3.1)
 HOP_LIMIT = 64
 TCP, ICMP, ICMPV6 = 6, 1, 58
 RST, SYN, ACK, FIN = 4, 2, 16, 1
-
-log = logging.getLogger(__name__)
 
 
 class RateLimit:
@@ -42,7 +38,7 @@ class RateLimit:
 
 
 class Replies:
-    """Sends answers; slow path thread only. A failure to send is logged and otherwise ignored."""
+    """Sends answers; slow path thread only."""
 
     def __init__(self, mark: int) -> None:
         self._sockets = {
@@ -57,7 +53,10 @@ class Replies:
                 sock.close()
 
     def send(self, packet: bytes | None) -> bool:
-        """Send a packet that tcp_reset() or unreachable() built; False if there is none or the rate forbids it."""
+        """Send a packet that tcp_reset() or unreachable() built.
+
+        False if there is none, the rate forbids it, or the kernel cannot send it.
+        """
         if packet is None or not self._limit.allows():
             return False
         family = packet[0] >> 4
@@ -68,9 +67,7 @@ class Replies:
         address = socket.inet_ntop(sock.family, destination)
         try:
             sock.sendto(packet, (address, 0) if family == 4 else (address, 0, 0, 0))
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                log.info("cannot answer %s: %s", address, error)
+        except OSError:  # no way back to the sender: he may have chosen the address
             return False
         return True
 

@@ -17,6 +17,7 @@ MARK_SEEN: int = lib.MARK_SEEN
 MARK_OWN: int = lib.MARK_OWN
 TICKS: int = lib.TENTHS  # in a second
 MAX_APPLICATIONS: int = lib.MAX_APPLICATIONS
+MAX_ORIGINS: int = lib.MAX_ORIGINS
 NO_POOL = -1
 
 STATES = tuple(name.removeprefix("SESSION_") for name in enum_names("session_state").values())
@@ -86,6 +87,11 @@ class SessionTable:
         """Interface index -> zone id, for all zones at once."""
         lib.table_set_zones(self.pointer, list(zones), bytes(zones.values()), len(zones))
 
+    def set_origins(self, origins: Iterable[tuple[int, int, int]]) -> None:
+        """Whose address is whose: (first, last, zone id), HOST_ZONE for the firewall's own. MAX_ORIGINS at most."""
+        rows = [(first.to_bytes(16), last.to_bytes(16), zone) for first, last, zone in origins][:MAX_ORIGINS]
+        lib.table_set_origins(self.pointer, rows, len(rows))
+
     def set_reserved_ports(self, tcp: Iterable[int], udp: Iterable[int]) -> None:
         """Ports that source translation must leave alone because sockets of the firewall hold them."""
         lib.natpool_set_reserved(self.pointer, _bitmap(tcp), _bitmap(udp))
@@ -99,7 +105,7 @@ class SessionTable:
         """
         c_key, c_decision = self._key, self._decision
         _write_key(c_key, key)
-        _write_decision(c_decision, decision, length if decision.discard else 0)
+        _write_decision(c_decision, decision, length)
         result: int = lib.session_install(self.pointer, lib.SHARD_SLOW, c_key, c_decision)
         if result > 0:
             return result
@@ -113,7 +119,7 @@ class SessionTable:
 
     def ports_used(self, address: int, ports: tuple[int, int]) -> int:
         """TCP and UDP ports of the range that sessions hold on a translated address, counted together."""
-        pool = lib.natpool_open(self.pointer, address.to_bytes(16))
+        pool = lib.natpool_find(self.pointer, address.to_bytes(16))
         return 0 if pool == NO_POOL else int(lib.natpool_used(self.pointer, pool, *ports))
 
     def count(self, counter: int, n: int = 1) -> None:
@@ -221,8 +227,9 @@ def _write_key(target: Any, key: FlowKey) -> None:
     KEY.pack_into(ffi.buffer(target), 0, key.src.to_bytes(16), key.dst.to_bytes(16), *key[2:])
 
 
-def _write_decision(target: Any, decision: Decision, refused: int) -> None:
-    target.refused = refused
+def _write_decision(target: Any, decision: Decision, first_len: int) -> None:
+    target.discard = decision.discard
+    target.first_len = first_len
     target.egress_zone = decision.egress_zone
     target.application = decision.application
     target.flags = (lib.FLAG_LOG_END if decision.log_end else 0) | (lib.FLAG_HOST if decision.host else 0)

@@ -29,7 +29,7 @@ from dataplane.flow import Decision, FlowKey, Session, Translation
 from dataplane.nat import NoAddress, translate
 from dataplane.policy.compile import CompiledNatRule, CompiledPolicy, CompiledSecurityRule
 from dataplane.policy.model import Action
-from dataplane.replies import Replies, tcp_reset, unreachable
+from dataplane.replies import RateLimit, Replies, tcp_reset, unreachable
 from dataplane.routes import Fib, Links, Route, is_ipv4
 from dataplane.sessions import HOST_ZONE, MARK_SEEN, AlreadyInstalled, InstallError, SessionTable, read_key
 
@@ -43,7 +43,6 @@ STOP_LATENCY = 0.1  # seconds
 
 HOST_INBOUND = "host-inbound"  # the name under which sessions to the firewall itself are shown and denied
 RESETS = (Action.RESET_CLIENT, Action.RESET_SERVER, Action.RESET_BOTH)
-ECHO_TYPES = {0, 8, 128, 129}
 TCP = 6
 LINK_LOCAL = (0xFE80 << 112, 0x3FF << 118)  # fe80::/10
 
@@ -85,7 +84,7 @@ class World:
         """The first address of a family that an interface has, link-local ones aside."""
         link = self.links.by_name(name)
         addresses = link.addresses if link is not None else ()
-        return next((a for a in addresses if is_ipv4(a) == ipv4 and not _is_link_local(a)), None)
+        return next((a for a in addresses if is_ipv4(a) == ipv4 and not is_link_local(a)), None)
 
     def is_host(self, address: int) -> bool:
         """An address that the firewall itself listens to. The kernel calls NAT pools local too, which they are not."""
@@ -132,7 +131,7 @@ def check_source(key: FlowKey, world: World) -> None:
     route = world.fib.lookup(key.src)
     if route is not None and route.kind in ("local", "broadcast", "multicast"):
         raise Refused(lib.FLOW_IP_SPOOF)
-    if not world.policy.anti_spoof[key.zone] or _is_link_local(key.src) or _is_unspecified(key.src):
+    if not world.policy.anti_spoof[key.zone] or is_link_local(key.src) or _is_unspecified(key.src):
         return
     if route is None or world.zone_by_interface.get(route.ifindex) != key.zone:
         raise Refused(lib.FLOW_IP_SPOOF)
@@ -214,7 +213,7 @@ def application_row(first: First, world: World) -> int:
     return world.application_rows[world.policy.application(first.key.proto, first.key.dport, first.echo).name]
 
 
-def _is_link_local(address: int) -> bool:
+def is_link_local(address: int) -> bool:
     return address & LINK_LOCAL[1] == LINK_LOCAL[0]
 
 
@@ -253,7 +252,10 @@ def refused_session(key: FlowKey, decision: Decision) -> Session:
 
 
 class SlowPath(threading.Thread):
-    """The thread of the slow queue. `world` may be replaced at any time; the next packet is decided by the new one."""
+    """The thread of the slow queue; sets `failed` if it ends by itself.
+
+    `world` may be replaced at any time; the next packet is decided by the new one.
+    """
 
     def __init__(
         self,
@@ -263,6 +265,7 @@ class SlowPath(threading.Thread):
         hits: HitCounts,
         replies: Replies,
         record: Callable[[str, Session, str, str | None], None],
+        failed: threading.Event,
     ) -> None:
         super().__init__(name="slowpath", daemon=True)
         self.world = world
@@ -271,6 +274,8 @@ class SlowPath(threading.Thread):
         self._replies = replies
         self._record = record  # event, session, action, end reason
         self._packet = ffi.new("struct packet *")
+        self._complaints = RateLimit(1)
+        self._failed = failed
         self._ending = threading.Event()
         self._queue = NetfilterQueue()
         try:
@@ -279,6 +284,13 @@ class SlowPath(threading.Thread):
             raise DataplaneError(f"NFQUEUE {queue}: another program reads it") from error
 
     def run(self) -> None:
+        try:
+            self._serve()
+        except Exception:
+            log.critical("the slow path ended", exc_info=True)
+            self._failed.set()
+
+    def _serve(self) -> None:
         poller = select.poll()
         poller.register(self._queue.get_fd(), select.POLLIN)
         while not self._ending.is_set():
@@ -303,7 +315,8 @@ class SlowPath(threading.Thread):
             pass  # counted by C
         except Exception:
             self._table.count(lib.FLOW_SLOWPATH_ERROR)
-            log.exception("a first packet could not be decided")
+            if self._complaints.allows():
+                log.exception("a first packet could not be decided")
         verdict()
 
     def _handle(self, queued: Any) -> bool:
@@ -320,7 +333,7 @@ class SlowPath(threading.Thread):
             read_key(ffi.buffer(ffi.addressof(packet, "key"))),
             queued.physindev or queued.indev,
             queued.outdev,
-            packet.icmp_type in ECHO_TYPES,
+            bool(packet.echo),
         )
         world = self.world
         decision, rule = decide(first, world)

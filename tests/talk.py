@@ -277,7 +277,7 @@ class Firewall:
 
     def refuses(self) -> "Firewall":
         """From now on first packets are denied, and leave a DISCARD session behind."""
-        self.decision = {"egress_zone": OUTSIDE, "ingress": INSIDE, "egress": OUTSIDE, "refused": 1}
+        self.decision = {"egress_zone": OUTSIDE, "ingress": INSIDE, "egress": OUTSIDE, "discard": 1}
         return self
 
     def asks(self) -> "Firewall":
@@ -309,7 +309,7 @@ class Firewall:
         self.keep_up()
         if self.installed < 0:
             return outcome
-        if "refused" in self.decision:
+        if "discard" in self.decision:
             lib.table_count(self.table, lib.SHARD_SLOW, lib.FLOW_POLICY_DENY, 1)
             return Outcome(lib.VERDICT_DROP, data, data, {"flow_policy_deny": 1})
         return self.take(data, ifindex, **how | {"mark": lib.MARK_SEEN})
@@ -344,7 +344,7 @@ class Firewall:
 
     def install_key(self, key: Any, ip_len: int = 1) -> int:
         decision = ffi.new("struct decision *", self.decision)
-        decision.refused *= ip_len
+        decision.first_len = ip_len
         return int(lib.session_install(self.table, lib.SHARD_SLOW, key, decision))
 
     # ---- time and ends ----

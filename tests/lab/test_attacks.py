@@ -1,7 +1,8 @@
 """Hostile packets against the live daemon, from both sides, while sessions with translation are there.
 
 A packet that must not pass proves nothing if nobody would have delivered it: where plain forwarding delivers it, a
-control run says so. What harms nobody is shown by controls before and after, by the sessions that go on, and by the pid.
+control run says so. What harms nobody is shown by controls before and after, by the sessions that go on, and by the
+pid.
 """
 
 import random
@@ -495,7 +496,7 @@ def mutated(rng: random.Random, whole_packets: Sequence[bytes]) -> bytes:
 
 
 def mended(packet: bytes, checksum: bool) -> bytes:
-    """With the lengths and, if wanted, the checksums that the kernel and the parser look at first, where there is room."""
+    """With the lengths and, if wanted, the checksums that kernel and parser look at first, where there is room."""
     if packet[0] >> 4 == 6 and len(packet) >= 40:
         packet = packet[:4] + struct.pack("!H", len(packet) - 40) + packet[6:]
         return with_checksum(packet, 40, packet[6], packet[8:40]) if checksum else packet
