@@ -230,11 +230,12 @@ def drain(sock: socket.socket) -> list[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """One row of /proc/net/netfilter/nfnetlink_queue: packets that wait, and those that the kernel has dropped."""
+    """One row of /proc/net/netfilter/nfnetlink_queue: packets that wait, that were dropped, and all there ever were."""
 
     waiting: int
     dropped: int  # the queue was full
     unsent: int  # the reader's socket was full
+    packets: int
 
 
 def queues(lab: Lab) -> dict[int, Queue]:
@@ -242,7 +243,7 @@ def queues(lab: Lab) -> dict[int, Queue]:
     with lab.inside("firewall"):
         rows = Path("/proc/thread-self/net/netfilter/nfnetlink_queue").read_text().splitlines()
     fields = [list(map(int, row.split())) for row in rows]
-    return {row[0]: Queue(row[2], row[5], row[6]) for row in fields}
+    return {row[0]: Queue(row[2], row[5], row[6], row[7]) for row in fields}
 
 
 def received_packets(lab: Lab, ns: str) -> int:
