@@ -169,18 +169,33 @@ static inline bool session_matches(const struct session *s)
 enum verdict packet_parse(struct packet *pkt, const struct burst *b);
 
 /* table.c */
-struct session *table_lookup(struct table *t, const struct flow_key *key, int *dir);   /* locked, or NULL */
+uint32_t session_id(const struct table *t, const struct session *s);
 uint8_t table_zone(const struct table *t, uint32_t ifindex);
 uint8_t table_zone_max(const struct table *t);
 bool table_is_own(const struct table *t, const uint8_t *address);
 bool table_is_foreign(const struct table *t, const uint8_t *address, uint8_t zone);
+bool address_in_range(const uint8_t *address, const uint8_t *first, const uint8_t *last);
+
+/* flowhash.c */
+enum put_result { PUT_DONE, PUT_EXISTS, PUT_NO_MEMORY };
+struct bucket *bucket_at(const struct table *t, uint32_t i);
+struct bucket *overflow_at(const struct table *t, uint32_t i);
 uint64_t table_hash16(const struct table *t, const uint8_t *bytes);
+struct session *table_lookup(struct table *t, const struct flow_key *key, int *dir);   /* locked, or NULL */
+enum put_result flow_put(struct table *t, const struct flow_key *key, uint32_t ref);
+void flow_remove(struct table *t, const struct flow_key *key, uint32_t ref);
+
+/* session.c: callers of the second group hold the slot's lock */
+struct session *session_take(struct table *t);                                         /* NULL: no slot is free */
+void session_give_back(struct table *t, struct session *s);
+void session_open(struct table *t, struct session *s, bool discard);
+bool discard_evict(struct table *t);
+bool discard_is_full(const struct table *t);
 void session_unlock(struct session *s);
-uint32_t session_id(const struct table *t, const struct session *s);
-void session_set_closing(struct table *t, struct session *s, enum end_reason reason);   /* lock held */
-void session_set_closed(struct session *s);                                            /* lock held */
-void session_note_end(struct session *s, enum end_reason reason);                      /* lock held */
-void session_copy_out(const struct session *s, struct session *copy);                  /* lock held */
+void session_set_closing(struct table *t, struct session *s, enum end_reason reason);
+void session_set_closed(struct session *s);
+void session_note_end(struct session *s, enum end_reason reason);
+void session_copy_out(const struct session *s, struct session *copy);
 
 /* wheel.c: callers hold the session's lock, except of wheel_init. */
 void wheel_init(struct table *t, uint32_t now);

@@ -6,7 +6,7 @@
  * port is found while there is one, in at most 1,024 steps.
  *
  * Whether a port is good for a session is decided by the return key in the session table, not here: see install in
- * table.c.  A pool is never closed: its address may come back with the next commit.
+ * install.c.  A pool is never closed: its address may come back with the next commit.
  */
 #include <errno.h>
 #include <netinet/in.h>

@@ -1,0 +1,218 @@
+/* install.c - a decision becomes a session.
+ *
+ * The session's own flow is entered into the hash first, then the return flow, whose key is the truth about translation: a
+ * port is good when no live session answers to the key that it makes.  A flow that another thread has installed meanwhile
+ * is found by the first, a clash by the second; then everything is taken back.
+ */
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <time.h>
+
+#include "internal.h"
+
+#define PORT_TRIES 64                 /* ports whose return key clashes before we give up */
+
+static bool make_room(const struct burst *b)
+{
+	if (!discard_evict(b->table))
+		return false;
+	count_in(b->counter, SESSION_DISCARD_EVICTED, 1);
+	count_in(b->counter, SESSION_FREED, 1);
+	return true;
+}
+
+static struct session *take_slot(const struct burst *b, bool discard)
+{
+	struct session *s;
+
+	if (discard && discard_is_full(b->table))
+		make_room(b);
+	while (!(s = session_take(b->table)))
+		if (!make_room(b))
+			return NULL;
+	return s;
+}
+
+/* The key under which answers come back. */
+static struct flow_key return_key(const struct flow_key *key, const struct decision *d)
+{
+	struct flow_key back = key_mirror(key, d->egress_zone);
+
+	if (d->source_nat != SOURCE_KEEP)
+		memcpy(back.dst, d->source, 16);
+	if (d->destination_nat) {
+		memcpy(back.src, d->destination, 16);
+		if (d->destination_port)
+			back.sport = d->destination_port;
+	}
+	return back;
+}
+
+static void session_fill(struct table *t, struct session *s, const struct flow_key *key, const struct decision *d)
+{
+	struct timespec wall;
+	uint32_t now = table_now();
+
+	clock_gettime(CLOCK_REALTIME, &wall);
+	spin_lock(&s->lock);
+	s->key[0] = *key;
+	memset(s->bytes, 0, sizeof(s->bytes));
+	memset(s->packets, 0, sizeof(s->packets));
+	s->bytes[0] = d->discard ? d->first_len : 0;
+	s->packets[0] = d->discard;
+	memset(s->tcp, 0, sizeof(s->tcp));
+	memset(s->window_scale, 0, sizeof(s->window_scale));
+	s->tcp_state = TCP_NEW;
+	s->tcp_seen = 0;
+	s->type = SESSION_FLOW;
+	s->end_reason = END_NONE;
+	s->application = d->application;
+	s->flags = d->flags;
+	s->rule = d->rule;
+	s->nat_rule = d->nat_rule;
+	s->ingress = d->ingress;
+	s->egress = d->egress;
+	s->parent = d->parent;
+	s->pool = 0;
+	s->start = (uint32_t)wall.tv_sec;
+	s->start_tick = now;
+	s->last_seen = now;
+	s->wheel_due = 0;
+	s->timeout = session_timer(s, &t->timers[d->application], d->discard) * TENTHS;
+	session_unlock(s);
+}
+
+/* pool: the one that lent the port, plus one; 0: none. */
+static void session_set_return_key(struct session *s, const struct flow_key *back, int32_t pool)
+{
+	spin_lock(&s->lock);
+	s->key[1] = *back;
+	s->pool = (uint16_t)pool;
+	s->flags &= (uint16_t)~(FLAG_SNAT | FLAG_DNAT);
+	for (int dir = 0; dir < 2; dir++) {
+		struct flow_key to = key_mirror(&s->key[!dir], s->key[dir].zone);
+
+		translation_deltas(&s->key[dir], &to, &s->l3_delta[dir], &s->l4_delta[dir]);
+	}
+	if (memcmp(s->key[0].src, back->dst, 16) || s->key[0].sport != back->dport)
+		s->flags |= FLAG_SNAT;
+	if (memcmp(s->key[0].dst, back->src, 16) || s->key[0].dport != back->sport)
+		s->flags |= FLAG_DNAT;
+	session_unlock(s);
+}
+
+/* An echo whose identifier is 0 cannot be told from ICMP without identifiers: it keeps its 0. */
+static bool has_port(const struct flow_key *back)
+{
+	return back->proto == IPPROTO_TCP || back->proto == IPPROTO_UDP || back->dport;
+}
+
+/* Enters the return flow with a port of the pool, trying others while a live session answers to the same key: two
+ * destinations that become one, or a port of ours that the peer happens to use. */
+static int put_with_port(const struct burst *b, struct session *s, struct flow_key *back, const struct decision *d)
+{
+	struct table *t = b->table;
+	uint32_t ref = session_id(t, s) << 1 | 1;
+	int32_t pool = natpool_find(t, d->source);
+
+	if (pool < 0)
+		return INSTALL_NO_PORT;
+	for (int i = 0; i < PORT_TRIES; i++) {
+		int32_t port = natpool_take(t, (uint32_t)pool, back->proto, d->port_min, d->port_max);
+		enum put_result result;
+
+		if (port < 0)
+			return INSTALL_NO_PORT;
+		back->dport = htons((uint16_t)port);
+		session_set_return_key(s, back, pool + 1);
+		result = flow_put(t, back, ref);
+		if (result == PUT_DONE)
+			return 0;
+		natpool_give(t, (uint32_t)pool, back->proto, (uint16_t)port);
+		if (result == PUT_NO_MEMORY)
+			return INSTALL_FULL;
+	}
+	return INSTALL_NO_PORT;
+}
+
+/* Enters the return flow with the port it has.  A translated session whose key is taken (two virtual addresses that
+ * collapse onto one server) gets another source port instead; an untranslated one loses to the live session. */
+static int put_as_it_is(const struct burst *b, struct session *s, struct flow_key *back, const struct decision *d)
+{
+	uint32_t ref = session_id(b->table, s) << 1 | 1;
+	bool may_change = (d->source_nat != SOURCE_KEEP || d->destination_nat) && has_port(back);
+
+	for (int i = 0; i < PORT_TRIES; i++) {
+		enum put_result result;
+
+		session_set_return_key(s, back, 0);
+		result = flow_put(b->table, back, ref);
+		if (result == PUT_DONE)
+			return 0;
+		if (result == PUT_NO_MEMORY)
+			return INSTALL_FULL;
+		if (!may_change)
+			return INSTALL_CLASH;
+		back->dport = htons((uint16_t)(1024 + random32() % 64512));
+		count_in(b->counter, NAT_PORT_REALLOCATED, 1);
+	}
+	return INSTALL_CLASH;
+}
+
+/* Both flows into the hash, its own first; 0 or an install_error with nothing left behind. */
+static int put_flows(const struct burst *b, struct session *s, const struct flow_key *key, const struct decision *d)
+{
+	struct table *t = b->table;
+	uint32_t ref = session_id(t, s) << 1;
+	struct flow_key back = return_key(key, d);
+	enum put_result result = flow_put(t, key, ref);
+	int error;
+
+	if (result != PUT_DONE)
+		return result == PUT_EXISTS ? INSTALL_EXISTS : INSTALL_FULL;
+	if (d->source_nat == SOURCE_PORT && has_port(&back))
+		error = put_with_port(b, s, &back, d);
+	else
+		error = put_as_it_is(b, s, &back, d);
+	if (error)
+		flow_remove(t, key, ref);
+	return error;
+}
+
+static int64_t install_failed(const struct burst *b, int error)
+{
+	if (error == INSTALL_FULL)
+		count_in(b->counter, SESSION_ALLOC_FAILURE, 1);
+	else if (error == INSTALL_NO_PORT)
+		count_in(b->counter, NAT_DIPP_ALLOC_FAILURE, 1);
+	else if (error == INSTALL_CLASH)
+		count_in(b->counter, SESSION_DUPLICATE_KEY, 1);
+	return error;
+}
+
+static int64_t install(const struct burst *b, const struct flow_key *key, const struct decision *d)
+{
+	struct session *s = take_slot(b, d->discard);
+	int error;
+
+	assert(d->application < MAX_APPLICATIONS);
+	if (!s)
+		return install_failed(b, INSTALL_FULL);
+	session_fill(b->table, s, key, d);
+	error = put_flows(b, s, key, d);
+	if (error) {
+		session_give_back(b->table, s);
+		return install_failed(b, error);
+	}
+	session_open(b->table, s, d->discard);
+	count_in(b->counter, SESSION_INSTALLED, 1);
+	return session_id(b->table, s);
+}
+
+int64_t session_install(struct table *t, uint32_t shard, const struct flow_key *key, const struct decision *d)
+{
+	struct burst b = {.table = t, .counter = t->counter[shard], .now = table_now()};
+
+	assert(shard < MAX_SHARDS);
+	return install(&b, key, d);
+}
