@@ -34,6 +34,7 @@ bool session_close(struct table *t, uint32_t id, uint32_t generation, uint32_t e
 bool session_set_egress(struct table *t, uint32_t id, uint32_t generation, uint32_t egress);
 /* Copies of at most n sessions from slot `*next` on that pass the filter; advances `*next`, to 0 at the end. */
 uint32_t table_scan(struct table *t, const struct session_filter *filter, uint32_t *next, struct session_copy *out, uint32_t n);
+uint32_t table_count_all(struct table *t, const struct session_filter *filter);
 /* Closes what passes the filter; how many there were. */
 uint32_t table_close_all(struct table *t, const struct session_filter *filter, uint32_t end_reason);
 

@@ -67,6 +67,21 @@ uint32_t table_scan(struct table *t, const struct session_filter *filter, uint32
 	return found;
 }
 
+uint32_t table_count_all(struct table *t, const struct session_filter *filter)
+{
+	uint32_t found = 0;
+
+	for (uint32_t id = 1; id <= t->max_sessions; id++) {
+		struct session *s = filter_slot(t, filter, id);
+
+		if (!s)
+			continue;
+		session_unlock(s);
+		found++;
+	}
+	return found;
+}
+
 uint32_t table_close_all(struct table *t, const struct session_filter *filter, uint32_t end_reason)
 {
 	uint32_t closed = 0, now = table_now();

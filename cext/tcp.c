@@ -27,28 +27,29 @@
 
 enum segment { SEGMENT_SYN, SEGMENT_SYN_ACK, SEGMENT_ACK, SEGMENT_FIN, SEGMENTS };
 
+/* What a segment does, besides leading to a state of its own. */
 enum step {
 	NO = TCP_STATES,               /* dropped */
 	PASS,                          /* delivered, but it changes nothing */
-	NEW,                           /* a new connection on an old tuple: this session ends */
+	CHAL,                          /* delivered: the peer remembers an older connection and challenges our SYN */
+	REOP,                          /* a new connection on an old tuple: this session ends */
+	DATA,                          /* the state follows from the FINs seen: none ESTABLISHED, one HALF_CLOSED, both
+					  TIME_WAIT */
 };
 
 #define SENT TCP_SYN_SENT
 #define RCVD TCP_SYN_RECEIVED
-#define ESTB TCP_ESTABLISHED
-#define HALF TCP_HALF_CLOSED
 #define WAIT TCP_TIME_WAIT
 
-/* What a state becomes.  HALF for a FIN means: by this direction; the other one's FIN makes it WAIT. */
 static const uint8_t transitions[TCP_STATES][2][SEGMENTS] = {
-	/*                         c2s SYN  SYN-ACK  ACK   FIN        s2c SYN  SYN-ACK  ACK   FIN */
-	[TCP_NEW]            = { { SENT, NO, ESTB, NO },           { NO,   NO,   NO,   NO } },
-	[TCP_SYN_SENT]       = { { SENT, NO, NO, NO },             { RCVD, RCVD, PASS, NO } },
-	[TCP_SYN_RECEIVED]   = { { RCVD, RCVD, ESTB, HALF },       { RCVD, RCVD, RCVD, HALF } },
-	[TCP_ESTABLISHED]    = { { PASS, PASS, ESTB, HALF },       { PASS, PASS, ESTB, HALF } },
-	[TCP_HALF_CLOSED]    = { { PASS, NO, HALF, HALF },         { PASS, PASS, HALF, HALF } },
-	[TCP_TIME_WAIT]      = { { NEW,  NO, WAIT, WAIT },         { NO,   NO,   WAIT, WAIT } },
-	[TCP_UNVERIFIED_RST] = { { PASS, NO, ESTB, HALF },         { PASS, PASS, ESTB, HALF } },
+	/*                         c2s SYN   SYN-ACK ACK   FIN       s2c SYN   SYN-ACK ACK   FIN */
+	[TCP_NEW]            = { { SENT, NO,   DATA, NO },         { NO,   NO,   NO,   NO } },
+	[TCP_SYN_SENT]       = { { SENT, NO,   NO,   NO },         { RCVD, RCVD, CHAL, NO } },
+	[TCP_SYN_RECEIVED]   = { { RCVD, RCVD, DATA, DATA },       { RCVD, RCVD, RCVD, DATA } },
+	[TCP_ESTABLISHED]    = { { PASS, PASS, DATA, DATA },       { PASS, PASS, DATA, DATA } },
+	[TCP_HALF_CLOSED]    = { { PASS, NO,   DATA, DATA },       { PASS, PASS, DATA, DATA } },
+	[TCP_TIME_WAIT]      = { { REOP, NO,   WAIT, WAIT },       { NO,   NO,   WAIT, WAIT } },
+	[TCP_UNVERIFIED_RST] = { { PASS, NO,   DATA, DATA },       { PASS, PASS, DATA, DATA } },
 };
 
 static bool before(uint32_t a, uint32_t b) { return (int32_t)(a - b) < 0; }
@@ -249,13 +250,16 @@ static enum verdict reopen(const struct packet *pkt, struct session *s, const st
 	return VERDICT_PUNT;
 }
 
-static enum tcp_state close_by_fin(struct session *s, int dir)
+static enum tcp_state state_by_fins(struct session *s)
 {
-	s->tcp_seen |= dir ? SEEN_FIN_S2C : SEEN_FIN_C2S;
-	if ((s->tcp_seen & (SEEN_FIN_C2S | SEEN_FIN_S2C)) != (SEEN_FIN_C2S | SEEN_FIN_S2C))
-		return TCP_HALF_CLOSED;
-	session_note_end(s, END_TCP_FIN);
-	return TCP_TIME_WAIT;
+	switch (s->tcp_seen & (SEEN_FIN_C2S | SEEN_FIN_S2C)) {
+	case 0:
+		return TCP_ESTABLISHED;
+	case SEEN_FIN_C2S | SEEN_FIN_S2C:
+		session_note_end(s, END_TCP_FIN);
+		return TCP_TIME_WAIT;
+	}
+	return TCP_HALF_CLOSED;
 }
 
 /* A SYN that does not fit is delivered without effect, so that the host may challenge it; the first SYN-ACK wins. */
@@ -274,27 +278,8 @@ static enum verdict track_syn(const struct packet *pkt, struct session *s, int d
 	return VERDICT_CONTINUE;
 }
 
-/* Judges a TCP packet of an ACTIVE session, slot locked: VERDICT_CONTINUE, a counted drop, or VERDICT_PUNT for the first
- * packet of a new connection on this tuple. */
-enum verdict tcp_track(const struct packet *pkt, struct session *s, int dir, const struct burst *b)
+static enum verdict track_data(const struct packet *pkt, struct session *s, int dir, enum step step, const struct burst *b)
 {
-	enum segment segment = segment_of(pkt);
-	uint8_t next;
-
-	if (pkt->tcp_flags & TCP_FLAG_RST)
-		return track_reset(pkt, s, dir, b);
-	next = transitions[s->tcp_state][dir][segment];
-	if (next == NO || (s->tcp_state == TCP_NEW && segment != SEGMENT_SYN && b->table->settings.reject_non_syn))
-		return drop(b, TCP_DROP_STATE);
-	if (next == NEW)
-		return reopen(pkt, s, b);
-	if (next == PASS) {
-		if (s->tcp_state == TCP_SYN_SENT)
-			s->tcp_seen |= SEEN_CHALLENGE;
-		return VERDICT_CONTINUE;
-	}
-	if (segment <= SEGMENT_SYN_ACK)
-		return track_syn(pkt, s, dir, next, b);
 	if (s->tcp_state == TCP_NEW)
 		begin_midstream(s, dir, pkt);
 	else if (!in_window(s, dir, pkt))
@@ -303,10 +288,38 @@ enum verdict tcp_track(const struct packet *pkt, struct session *s, int dir, con
 		advance(s, dir, pkt);
 	if (s->tcp_state == TCP_TIME_WAIT && was_reset(s))     /* late, or a challenge: it keeps nothing alive */
 		return VERDICT_CONTINUE;
-	if (s->tcp_state == TCP_UNVERIFIED_RST && s->tcp_seen & (SEEN_FIN_C2S | SEEN_FIN_S2C))
-		next = TCP_HALF_CLOSED;
-	if (segment == SEGMENT_FIN)
-		next = s->tcp_state == TCP_TIME_WAIT ? TCP_TIME_WAIT : close_by_fin(s, dir);
-	enter(s, next, b);
+	if (pkt->tcp_flags & TCP_FLAG_FIN)
+		s->tcp_seen |= dir ? SEEN_FIN_S2C : SEEN_FIN_C2S;
+	enter(s, step == DATA ? state_by_fins(s) : (enum tcp_state)step, b);
 	return VERDICT_CONTINUE;
+}
+
+/* Judges a TCP packet of an ACTIVE session, slot locked: VERDICT_CONTINUE, a counted drop, or VERDICT_PUNT for the first
+ * packet of a new connection on this tuple. */
+enum verdict tcp_track(const struct packet *pkt, struct session *s, int dir, const struct burst *b)
+{
+	enum segment segment = segment_of(pkt);
+	enum step step;
+
+	if (pkt->tcp_flags & TCP_FLAG_RST)
+		return track_reset(pkt, s, dir, b);
+	step = transitions[s->tcp_state][dir][segment];
+	if (s->tcp_state == TCP_NEW && segment != SEGMENT_SYN && b->table->settings.reject_non_syn)
+		step = NO;                                     /* it has overtaken the SYN that made the session */
+	switch (step) {
+	case NO:
+		return drop(b, TCP_DROP_STATE);
+	case REOP:
+		return reopen(pkt, s, b);
+	case CHAL:
+		s->tcp_seen |= SEEN_CHALLENGE;
+		return VERDICT_CONTINUE;
+	case PASS:
+		return VERDICT_CONTINUE;
+	default:
+		break;
+	}
+	if (segment <= SEGMENT_SYN_ACK)
+		return track_syn(pkt, s, dir, (enum tcp_state)step, b);
+	return track_data(pkt, s, dir, step, b);
 }

@@ -54,12 +54,11 @@ class Commands:
         wanted = parse_filter(_mapping(arguments.get("filter", {})))
         in_c = self._session_filter(wanted)
         start_at = _number("start-at", arguments.get("start_at", 0))
-        sessions = iter(()) if in_c is None else self._engine.table.scan(in_c, start_at)
         if arguments.get("count"):
-            yield sum(1 for _ in sessions)
-            return
-        for session in sessions:
-            yield session_json(session, self._engine.names)
+            yield 0 if in_c is None else self._engine.table.count_matching(in_c)
+        elif in_c is not None:
+            for session in self._engine.table.scan(in_c, start_at):
+                yield session_json(session, self._engine.names)
 
     def session_id(self, arguments: Arguments) -> Iterator[object]:
         session_id = _number("id", arguments.get("id"))

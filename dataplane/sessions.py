@@ -147,6 +147,10 @@ class SessionTable:
             if not following[0]:
                 return
 
+    def count_matching(self, session_filter: Any) -> int:
+        """How many sessions pass the filter."""
+        return int(lib.table_count_all(self.pointer, session_filter))
+
     def stats(self) -> dict[str, int]:
         """The fields of `struct table_stats`."""
         stats = ffi.new("struct table_stats *")
