@@ -9,7 +9,7 @@ import json
 import random
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ TRANSLATED, ROUTED = 5000, 4000  # the first port of each kind
 OWN = 3000  # of the firewall itself
 BLOCK = 1 << 20  # bytes
 BLOCKS = 200
-PATIENCE = 60  # seconds for one transfer
+PATIENCE = 30  # seconds for one transfer
 HANDFUL = 4  # slow-path packets of one flow
 MTU = 1500  # bytes
 UDP_SEGMENT = 103  # linux/udp.h; Python's socket module lacks it
@@ -164,12 +164,16 @@ def connected(lab: Lab, ns: str, net: Net, to: tuple[str, int]) -> Iterator[tupl
 
 
 def transfer(client: socket.socket, server: socket.socket, up: Data, down: Data) -> tuple[bytes, bytes]:
-    """Both directions at once; the digests of what the server and the client got."""
-    for end in (client, server):
+    """Both directions at once; the digests of what the server and the client got. A transfer that crawls is ended."""
+    ends = (client, server)
+    for end in ends:
         end.settimeout(PATIENCE)
     with ThreadPoolExecutor(4) as pool:
         sent = [pool.submit(send, client, up), pool.submit(send, server, down)]
         received = pool.submit(receive, server), pool.submit(receive, client)
+        if wait(received, PATIENCE).not_done:
+            for end in ends:
+                end.shutdown(socket.SHUT_RDWR)
         for future in sent:
             future.result()
         return received[0].result(), received[1].result()
