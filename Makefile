@@ -6,7 +6,8 @@ PY     := $(VENV)/bin/python
 ARGS   ?=
 
 BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables iproute2 nftables
-TEST_PACKAGES  := conntrack curl ethtool iperf3 iputils-ping iputils-tracepath netcat-openbsd tcpdump traceroute
+FUZZ_PACKAGES  := clang libclang-rt-14-dev
+TEST_PACKAGES  := conntrack coturn curl ethtool iperf3 iputils-ping iputils-tracepath netcat-openbsd tcpdump traceroute
 
 # Python's own packages only where this $(PYTHON) lacks its headers or ensurepip: it need not be Debian's.
 PYTHON_PROBE = import ensurepip, os, sysconfig; \
@@ -17,7 +18,12 @@ C_FILES := $(filter-out %.bpf.c,$(wildcard cext/*.c))
 INPUTS  := $(C_FILES) $(wildcard cext/*.h cext/build_*.py)
 C_TESTS := $(wildcard $(C_FILES:cext/%.c=tests/test_%.py) tests/test_fuzz_*.py)
 
-.PHONY: help build demo test asan tsan lint bench clean
+# What `make fuzz` stops at, whichever comes first; FUZZ_LOOP: all but the two files that talk to the kernel.
+FUZZ_RUNS    ?= 10000000
+FUZZ_SECONDS ?= 1800
+FUZZ_LOOP    := $(filter-out cext/queue.c cext/worker.c,$(C_FILES))
+
+.PHONY: help build demo test asan tsan fuzz lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -46,6 +52,18 @@ asan: build ## the tests of the C files against an extension built with AddressS
 tsan: build ## the tests marked `stress` against an extension built with ThreadSanitizer
 	DATAPLANE_SANITIZE=thread $(PY) cext/build_ffi.py build/tsan
 	$(call sanitized,libtsan.so,build/tsan) -m stress $(C_TESTS)
+
+# Progress goes to the terminal; what breaks a promise is left in build/fuzz/, to be run alone: build/fuzz/packet FILE.
+fuzz: build/fuzz/packet ## FUZZ_RUNS mutated packets through parser, tracking and rewrite under ASan and UBSan
+	$(PY) -m tests.fuzz_seeds build/fuzz/seeds
+	mkdir -p build/fuzz/corpus
+	build/fuzz/packet -runs=$(FUZZ_RUNS) -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -print_final_stats=1 \
+		-artifact_prefix=build/fuzz/ $(ARGS) build/fuzz/corpus build/fuzz/seeds
+
+build/fuzz/packet: tests/fuzz_packet.c $(INPUTS) | build $(VENV)/.fuzz-packages
+	@mkdir -p $(@D)
+	clang $$($(PY) cext/build_ffi.py --cflags) -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+		-Wl,--wrap=table_now -Icext tests/fuzz_packet.c $(FUZZ_LOOP) -o $@
 
 lint: build ## ruff, mypy strict, and every C file through each compiler that is there, warnings being errors
 	$(PY) -m ruff check
@@ -85,6 +103,9 @@ $(VENV)/.build-packages: Makefile
 
 $(VENV)/.test-packages: Makefile
 	$(call debian_packages,$(TEST_PACKAGES),echo "Going on without them.")
+
+$(VENV)/.fuzz-packages: Makefile
+	$(call debian_packages,$(FUZZ_PACKAGES),exit 1)
 
 # $(call debian_packages,NAMES,COMMAND): install those that are missing and leave the target as a stamp; run COMMAND
 # after naming them where that cannot be done. The loop is for a machine whose first boot still updates its lists.

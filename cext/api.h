@@ -1,8 +1,9 @@
 /* api.h - the functions Python may call.  Bare C for cffi, like session.h.  A call releases the GIL: nothing here may be
  * protected by it, and everything here may run beside the workers unless its comment says otherwise. */
 
-/* The table: one mapping, made once.  NULL and errno on failure. */
-struct table *table_create(uint32_t max_sessions);
+/* The table: one mapping, made once.  NULL and errno on failure.  planes: how many sessions, 1 to MAX_PLANES, may share a
+ * translated address and port towards different destinations. */
+struct table *table_create(uint32_t max_sessions, uint32_t planes);
 void table_destroy(struct table *t);                      /* no worker may run */
 void table_set_settings(struct table *t, const struct settings *settings);
 void table_set_timers(struct table *t, uint32_t application, const struct timers *timers);
@@ -47,6 +48,10 @@ void session_free(struct table *t, const uint32_t *ids, uint32_t n);      /* CLO
 int32_t natpool_open(struct table *t, const uint8_t *address);           /* its number, or -1: all MAX_POOLS are taken */
 int32_t natpool_find(const struct table *t, const uint8_t *address);     /* its number, or -1: never opened */
 uint32_t natpool_used(struct table *t, uint32_t pool, uint16_t port_min, uint16_t port_max);
+/* A port of [min, max] of an open pool for a caller that keeps it beyond one session, and shares it with nobody; of the
+ * parity of `like` where one is free.  -1: none is. */
+int32_t natpool_lend(struct table *t, uint32_t pool, uint8_t proto, uint16_t min, uint16_t max, uint16_t like);
+void natpool_take_back(struct table *t, uint32_t pool, uint8_t proto, uint16_t port);
 /* Ports that sockets of the firewall itself use: 1,024 words of 64 bits each for TCP and for UDP. */
 void natpool_set_reserved(struct table *t, const uint64_t *tcp, const uint64_t *udp);
 

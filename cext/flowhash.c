@@ -51,7 +51,7 @@ static uint64_t multiply_fold(uint64_t a, uint64_t b)
 }
 
 /* A keyed multiply-fold of the five words of a key, each multiplied with a secret of its own. */
-static uint64_t key_hash(const struct table *t, const struct flow_key *key)
+uint64_t flow_hash(const struct table *t, const struct flow_key *key)
 {
 	uint64_t w[5], h;
 
@@ -120,7 +120,7 @@ static struct session *chain_find(struct table *t, struct bucket *b, uint16_t ta
 /* The live session one of whose flows has this key, locked, and which flow it is; NULL if there is none. */
 struct session *table_lookup(struct table *t, const struct flow_key *key, int *dir)
 {
-	uint64_t hash = key_hash(t, key);
+	uint64_t hash = flow_hash(t, key);
 	struct bucket *b = bucket_of(t, hash);
 
 	for (;;) {
@@ -191,7 +191,7 @@ static bool chain_put(struct table *t, struct bucket *b, uint16_t tag, uint32_t 
 /* Enters a flow unless a live session has its key. */
 enum put_result flow_put(struct table *t, const struct flow_key *key, uint32_t ref)
 {
-	uint64_t hash = key_hash(t, key);
+	uint64_t hash = flow_hash(t, key);
 	struct bucket *b = bucket_of(t, hash);
 	enum put_result result = PUT_DONE;
 	struct session *s;
@@ -230,7 +230,7 @@ static bool bucket_empty(const struct bucket *b)
 
 void flow_remove(struct table *t, const struct flow_key *key, uint32_t ref)
 {
-	struct bucket *first = bucket_of(t, key_hash(t, key)), *b = first, *previous = NULL;
+	struct bucket *first = bucket_of(t, flow_hash(t, key)), *b = first, *previous = NULL;
 	uint32_t index = 0;
 
 	bucket_lock(first);

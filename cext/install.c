@@ -45,6 +45,8 @@ static struct flow_key return_key(const struct flow_key *key, const struct decis
 		if (d->destination_port)
 			back.sport = d->destination_port;
 	}
+	if (d->source_nat == SOURCE_BOUND)
+		back.dport = htons(d->port_min);
 	return back;
 }
 
@@ -74,6 +76,7 @@ static void session_fill(struct table *t, struct session *s, const struct flow_k
 	s->egress = d->egress;
 	s->parent = d->parent;
 	s->pool = 0;
+	s->plane = 0;
 	s->start = (uint32_t)wall.tv_sec;
 	s->start_tick = now;
 	s->last_seen = now;
@@ -82,12 +85,13 @@ static void session_fill(struct table *t, struct session *s, const struct flow_k
 	session_unlock(s);
 }
 
-/* pool: the one that lent the port, plus one; 0: none. */
-static void session_set_return_key(struct session *s, const struct flow_key *back, int32_t pool)
+/* lease: of the port, where a pool has lent it; else NULL. */
+static void session_set_return_key(struct session *s, const struct flow_key *back, const struct lease *lease)
 {
 	spin_lock(&s->lock);
 	s->key[1] = *back;
-	s->pool = (uint16_t)pool;
+	s->pool = (uint16_t)(lease ? lease->pool + 1 : 0);
+	s->plane = lease ? lease->plane : 0;
 	s->flags &= (uint16_t)~(FLAG_SNAT | FLAG_DNAT);
 	for (int dir = 0; dir < 2; dir++) {
 		struct flow_key to = key_mirror(&s->key[!dir], s->key[dir].zone);
@@ -112,48 +116,69 @@ static bool has_port(const struct flow_key *back)
 static int put_with_port(const struct burst *b, struct session *s, struct flow_key *back, const struct decision *d)
 {
 	struct table *t = b->table;
-	uint32_t ref = session_id(t, s) << 1 | 1;
+	uint32_t id = session_id(t, s);
 	int32_t pool = natpool_find(t, d->source);
+	struct lease lease = {.back = *back, .session = id, .pool = (uint32_t)pool, .min = d->port_min,
+			      .max = d->port_max, .like = ntohs(s->key[0].sport)};
 
 	if (pool < 0)
 		return INSTALL_NO_PORT;
 	for (int i = 0; i < PORT_TRIES; i++) {
-		int32_t port = natpool_take(t, (uint32_t)pool, back->proto, d->port_min, d->port_max);
 		enum put_result result;
 
-		if (port < 0)
+		if (!natpool_take(t, &lease))
 			return INSTALL_NO_PORT;
-		back->dport = htons((uint16_t)port);
-		session_set_return_key(s, back, pool + 1);
-		result = flow_put(t, back, ref);
+		back->dport = htons(lease.port);
+		session_set_return_key(s, back, &lease);
+		result = flow_put(t, back, id << 1 | 1);
 		if (result == PUT_DONE)
 			return 0;
-		natpool_give(t, (uint32_t)pool, back->proto, (uint16_t)port);
+		natpool_give(t, &lease);
 		if (result == PUT_NO_MEMORY)
 			return INSTALL_FULL;
+		lease.like ^= 1;      /* the only free port of that parity may be the one that clashes */
 	}
 	return INSTALL_NO_PORT;
 }
 
+/* A translated source that is an address of ours must not take the port of one of our own sockets: what is meant for the
+ * socket would go to the session. */
+static bool shadows_socket(const struct table *t, const struct flow_key *back, const struct decision *d)
+{
+	return d->source_nat == SOURCE_STATIC && natpool_is_reserved(t, back->proto, ntohs(back->dport)) &&
+	       table_is_own(t, back->dst);
+}
+
+/* Another source port of the same parity. */
+static uint16_t port_instead(uint16_t port)
+{
+	uint16_t other = (uint16_t)(1024 + random32() % 64512);
+
+	return other ^ ((other ^ port) & 1);
+}
+
 /* Enters the return flow with the port it has.  A translated session whose key is taken (two virtual addresses that
- * collapse onto one server) gets another source port instead; an untranslated one loses to the live session. */
+ * collapse onto one server) gets another source port instead, as does one that would shadow a socket of ours; an
+ * untranslated or bound one loses to the live session. */
 static int put_as_it_is(const struct burst *b, struct session *s, struct flow_key *back, const struct decision *d)
 {
 	uint32_t ref = session_id(b->table, s) << 1 | 1;
-	bool may_change = (d->source_nat != SOURCE_KEEP || d->destination_nat) && has_port(back);
+	bool translated = d->source_nat != SOURCE_KEEP || d->destination_nat;
+	bool may_change = translated && d->source_nat != SOURCE_BOUND && has_port(back);
 
 	for (int i = 0; i < PORT_TRIES; i++) {
-		enum put_result result;
+		enum put_result result = PUT_EXISTS;
 
-		session_set_return_key(s, back, 0);
-		result = flow_put(b->table, back, ref);
+		session_set_return_key(s, back, NULL);
+		if (!shadows_socket(b->table, back, d))
+			result = flow_put(b->table, back, ref);
 		if (result == PUT_DONE)
 			return 0;
 		if (result == PUT_NO_MEMORY)
 			return INSTALL_FULL;
 		if (!may_change)
 			return INSTALL_CLASH;
-		back->dport = htons((uint16_t)(1024 + random32() % 64512));
+		back->dport = htons(port_instead(ntohs(back->dport)));
 		count_in(b->counter, NAT_PORT_REALLOCATED, 1);
 	}
 	return INSTALL_CLASH;

@@ -16,6 +16,7 @@ struct worker;
 #define BUCKET_ENTRIES 9
 #define WHEEL_SLOTS 8192          /* of a tenth of a second: a turn takes 13 minutes and 39 seconds */
 #define PORT_WORDS 1024           /* 65,536 bits */
+#define SHARE_LOCKS 64
 #define PORT_SPACES 3             /* TCP, UDP, ICMP echo */
 
 /* One cache line.  seq is lock and version: odd while a writer is inside.  ref = slot << 1 | direction; 0: empty. */
@@ -27,8 +28,16 @@ struct bucket {
 	uint16_t unused;
 };
 
+/* One plane of a pool. */
 struct natpool {
 	uint64_t taken[PORT_SPACES][PORT_WORDS];
+};
+
+/* A session that shares a port: see share.c. */
+struct sharer {
+	uint64_t mark;            /* of what it must not have in common with another */
+	uint32_t next;            /* in its chain; 0: last */
+	uint32_t head;            /* of the chain that has the number of this entry; 0: empty */
 };
 
 /* seq is odd while the map is being replaced. */
@@ -53,9 +62,11 @@ struct table {
 	uint64_t buckets;
 	uint64_t overflow;
 	uint64_t pools;
+	uint64_t sharers;
 	uint32_t max_sessions;
 	uint32_t bucket_count;
 	uint32_t overflow_count;
+	uint32_t planes;          /* of each pool; 1: nobody shares a port */
 	struct settings settings;
 
 	uint32_t free_lock;       /* guards the free list of slots */
@@ -66,6 +77,7 @@ struct table {
 	uint32_t discard_lock;    /* guards the discard list */
 	uint32_t discard_head;    /* oldest */
 	uint32_t discard_tail;
+	uint32_t share_lock[SHARE_LOCKS];    /* each guards some of the chains of sharers */
 	uint32_t pool_lock;       /* guards the opening of pools */
 	uint32_t pool_count;
 
@@ -182,6 +194,7 @@ struct bucket *bucket_at(const struct table *t, uint32_t i);
 struct bucket *overflow_at(const struct table *t, uint32_t i);
 uint64_t table_hash16(const struct table *t, const uint8_t *bytes);
 struct session *table_lookup(struct table *t, const struct flow_key *key, int *dir);   /* locked, or NULL */
+uint64_t flow_hash(const struct table *t, const struct flow_key *key);
 enum put_result flow_put(struct table *t, const struct flow_key *key, uint32_t ref);
 void flow_remove(struct table *t, const struct flow_key *key, uint32_t ref);
 
@@ -216,10 +229,27 @@ void translation_deltas(const struct flow_key *from, const struct flow_key *to, 
 void nat_rewrite(struct packet *pkt, const struct translation *nat);
 void nat_rewrite_error(struct packet *pkt, const struct translation *nat);
 
+/* What a session asks of a pool, and what it got: its port and plane. */
+struct lease {
+	struct flow_key back;     /* its answers' key, but for the port */
+	uint32_t session;         /* id; 0: nobody's, to be shared with nobody */
+	uint32_t pool;
+	uint16_t min;             /* host order, inclusive */
+	uint16_t max;
+	uint16_t like;            /* the port whose parity is preferred */
+	uint16_t port;
+	uint8_t  plane;
+};
+
 /* natpool.c */
-int32_t natpool_take(struct table *t, uint32_t pool, uint8_t proto, uint16_t min, uint16_t max);   /* a port, or -1 */
-void natpool_give(struct table *t, uint32_t pool, uint8_t proto, uint16_t port);
+bool natpool_take(struct table *t, struct lease *lease);
+void natpool_give(struct table *t, const struct lease *lease);   /* pool, port, plane, session and back.proto count */
+bool natpool_is_reserved(const struct table *t, uint8_t proto, uint16_t port);
 uint32_t random32(void);
+
+/* share.c */
+bool share_put(struct table *t, uint32_t session, uint64_t mark);                      /* false: somebody has this mark */
+void share_remove(struct table *t, uint32_t session);
 
 /* fastpath.c */
 enum verdict fastpath(struct packet *pkt, const struct burst *b);

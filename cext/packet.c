@@ -29,6 +29,7 @@ struct ip_view {
 	uint32_t len;                  /* what the header claims, from its first byte on */
 	bool     first;                /* offset 0: the transport header is here */
 	bool     fragment;
+	bool     detour;               /* a routing header sends it on from its destination to another */
 };
 
 static const uint8_t mapped_prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
@@ -52,7 +53,15 @@ static bool ip4_view(const uint8_t *p, uint32_t len, struct ip_view *v)
 	v->len = get16(p + 2);
 	v->fragment = offset != 0;
 	v->first = (offset & 0x1fff) == 0;
+	v->detour = false;
 	return v->len >= header;
+}
+
+/* Segments left, or of type 0, which nobody may use (RFC 5095).  Its destination is not the one that policy would judge,
+ * nor the one that its checksum covers (RFC 8200 section 8.1). */
+static bool is_detour(const uint8_t *routing_header)
+{
+	return routing_header[2] == 0 || routing_header[3] != 0;
 }
 
 /* Walks the extension headers; v->l4 stays 0 where there are too many of them. */
@@ -68,6 +77,7 @@ static bool ip6_view(const uint8_t *p, uint32_t len, struct ip_view *v)
 	v->len = 40 + get16(p + 4);
 	v->first = true;
 	v->fragment = false;
+	v->detour = false;
 	next = p[6];
 	for (int i = 0; i <= IP6_EXT_LIMIT; i++) {
 		switch (next) {
@@ -76,6 +86,7 @@ static bool ip6_view(const uint8_t *p, uint32_t len, struct ip_view *v)
 		case IPPROTO_DSTOPTS:
 			if (at + 8 > len)
 				return false;
+			v->detour |= next == IPPROTO_ROUTING && is_detour(p + at);
 			next = p[at];
 			at += (p[at + 1] + 1u) * 8;
 			break;
@@ -327,7 +338,7 @@ enum verdict packet_parse(struct packet *pkt, const struct burst *b)
 	pkt->echo = 0;
 	if (!ip_view(pkt->data, pkt->len, &ip) || (ip.len > pkt->len && !pkt->cut))
 		return drop(b, FLOW_PARSE_IP_HDR);
-	if (!ip.l4 || ip.l4 > ip.len)
+	if (!ip.l4 || ip.l4 > ip.len || ip.detour)
 		return drop(b, FLOW_PARSE_EXT_HDR);
 	if (ip.fragment)
 		return drop(b, FLOW_PARSE_IP_FRAG);

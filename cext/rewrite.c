@@ -76,12 +76,12 @@ static uint16_t checksum_pseudo(const struct packet *pkt)
 	return checksum_add(pkt->data + 8, 32, sum);
 }
 
-/* The transport checksum of a packet whose checksum is complete on the wire. */
+/* The transport checksum of a packet whose checksum is complete on the wire; of one that is cut nobody can tell. */
 bool checksum_valid(const struct packet *pkt)
 {
 	uint16_t check;
 
-	if (!pkt->l4_checksum || pkt->checksum == CHECKSUM_PARTIAL || pkt->checksum == CHECKSUM_SUPER)
+	if (!pkt->l4_checksum || pkt->cut || pkt->checksum == CHECKSUM_PARTIAL || pkt->checksum == CHECKSUM_SUPER)
 		return true;
 	if (pkt->key.proto == IPPROTO_UDPLITE || pkt->key.proto == IPPROTO_DCCP)   /* they cover what their header says */
 		return true;
@@ -96,6 +96,8 @@ static void checksum_adjust(uint8_t *at, uint16_t delta)
 {
 	uint16_t check;
 
+	if (delta == 0xffff)       /* nothing has changed: over bytes that are all 0 even adding it would */
+		return;
 	memcpy(&check, at, 2);
 	check = (uint16_t)~fold((uint64_t)(uint16_t)~check + delta);
 	memcpy(at, &check, 2);

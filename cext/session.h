@@ -16,6 +16,7 @@
 #define MAX_APPLICATIONS 2048
 #define MAX_ORIGINS 512
 #define MAX_POOLS 4096         /* translated addresses with a port space of their own */
+#define MAX_PLANES 8           /* sessions that may share a translated address and port */
 #define MAX_SHARDS 20          /* counter shards, one writer each: 16 workers, then one thread each */
 #define SHARD_SLOW 16
 #define SHARD_AGER 17
@@ -127,7 +128,7 @@ struct session {
 	uint32_t start_tick;         /* [I] */
 	uint32_t parent;             /* [I] session that predicted this one; 0: none */
 	uint16_t pool;               /* [I] pool that lent the translated source port, plus one; 0: none */
-	uint16_t reserved;
+	uint16_t plane;              /* [I] of that pool's bitmaps in which the port is marked */
 	union {
 		struct tcp_flow tcp[2];      /* [W] indexed by the sender's direction */
 		struct {
@@ -246,13 +247,14 @@ enum source_nat {
 	SOURCE_KEEP,
 	SOURCE_STATIC,               /* address changed, port kept */
 	SOURCE_PORT,                 /* address and port: the port comes from the address's pool */
+	SOURCE_BOUND,                /* address and port, port_min; a binding holds them, so no other will do */
 };
 
 /* What session_install() answers instead of a session id. */
 enum install_error {
 	INSTALL_FULL = -1,           /* no slot, and no DISCARD session to make room                     */
 	INSTALL_NO_PORT = -2,        /* the pool is exhausted                                            */
-	INSTALL_CLASH = -3,          /* an untranslated session's return key belongs to a live session   */
+	INSTALL_CLASH = -3,          /* the return key, which must stay as it is, is a live session's    */
 	INSTALL_EXISTS = -4,         /* somebody has installed this key meanwhile: send the packet round */
 };
 
@@ -343,6 +345,8 @@ enum counter {
 	SESSION_ALLOC_FAILURE,
 	SESSION_DUPLICATE_KEY,
 	NAT_DIPP_ALLOC_FAILURE,
+	NAT_DIP_ALLOC_FAILURE,
+	NAT_NPTV6_UNMAPPABLE,
 	DROPS_END,
 
 	SESSION_INSTALLED,
@@ -350,6 +354,7 @@ enum counter {
 	SESSION_EXPIRED,
 	SESSION_DISCARD_EVICTED,
 	SESSION_ZONECHANGE,
+	SESSION_ADDRESSCHANGE,
 	TCP_RST_UNVERIFIED,
 	TCP_SESSION_REUSED,
 	NAT_PORT_REALLOCATED,

@@ -1,4 +1,4 @@
-/* table.c - the mapping that holds everything: head, slots, hash, overflow buckets, pools.  Links are indices, so it may
+/* table.c - the mapping that holds everything: head, slots, hash, overflow buckets, pools, sharers of their ports.  Links are indices, so it may
  * lie anywhere.  What a session may go through is in session.c, how it is found in flowhash.c.
  *
  * Lock order: bucket, then slot, then wheel / discard list / free list.  Nobody takes a bucket while holding a slot.
@@ -59,7 +59,7 @@ static void fill_free_lists(struct table *t)
 }
 
 /* Memory for sessions is touched here, once, so that no packet ever waits for a page; pools are touched when used. */
-struct table *table_create(uint32_t max_sessions)
+struct table *table_create(uint32_t max_sessions, uint32_t planes)
 {
 	uint32_t buckets = max_sessions * 2ull / ENTRIES_PER_BUCKET_MEAN + 1;
 	uint32_t overflow = buckets / 6 + 8;   /* a full table under churn uses 13 %; a small one varies more */
@@ -67,10 +67,11 @@ struct table *table_create(uint32_t max_sessions)
 	uint64_t buckets_at = slots_at + align((max_sessions + 1ull) * sizeof(struct session));
 	uint64_t overflow_at_ = buckets_at + align((uint64_t)buckets * sizeof(struct bucket));
 	uint64_t pools_at = overflow_at_ + align((uint64_t)overflow * sizeof(struct bucket));
-	uint64_t size = pools_at + (uint64_t)MAX_POOLS * sizeof(struct natpool);
+	uint64_t sharers_at = pools_at + (uint64_t)planes * MAX_POOLS * sizeof(struct natpool);
+	uint64_t size = sharers_at + (planes > 1 ? align((max_sessions + 1ull) * sizeof(struct sharer)) : 0);
 	struct table *t;
 
-	if (!max_sessions || max_sessions > 1u << 30) {
+	if (!max_sessions || max_sessions > 1u << 30 || !planes || planes > MAX_PLANES) {
 		errno = EINVAL;
 		return NULL;
 	}
@@ -86,6 +87,8 @@ struct table *table_create(uint32_t max_sessions)
 	t->buckets = buckets_at;
 	t->overflow = overflow_at_;
 	t->pools = pools_at;
+	t->sharers = sharers_at;
+	t->planes = planes;
 	t->max_sessions = max_sessions;
 	t->bucket_count = buckets;
 	t->overflow_count = overflow;
@@ -228,7 +231,7 @@ void table_read_stats(struct table *t, struct table_stats *stats)
 	stats->discard = __atomic_load_n(&t->count[COUNT_DISCARD], __ATOMIC_RELAXED);
 	stats->scheduled = __atomic_load_n(&t->wheel_scheduled, __ATOMIC_RELAXED);
 	stats->installed = __atomic_load_n(&t->installed, __ATOMIC_RELAXED);
-	stats->bytes = t->pools - t->slots;
+	stats->bytes = t->pools - t->slots + (t->size - t->sharers);
 }
 
 void table_read_counters(struct table *t, uint64_t *counters)

@@ -7,7 +7,7 @@ sockets of the firewall hold, and the count of packets that the kernel has dropp
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from dataplane.ffi import lib
@@ -31,13 +31,20 @@ class Rates:
 
 
 class Ager(threading.Thread):
-    """`ended(session)` is called for every session that ends, before it is freed."""
+    """`ended(session)` is called for every session that ends, then `leaving(sessions)` before they are freed."""
 
-    def __init__(self, table: SessionTable, ended: Callable[[Session], None], queues: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        table: SessionTable,
+        ended: Callable[[Session], None],
+        leaving: Callable[[Iterable[Session]], None],
+        queues: Collection[int] = (),
+    ) -> None:
         super().__init__(name="ager", daemon=True)
         self.rates = Rates()
         self._table = table
         self._ended = ended
+        self._leaving = leaving
         self._queues = queues
         self._queue_drops = 0
         self._ending = threading.Event()
@@ -71,6 +78,7 @@ class Ager(threading.Thread):
                     self._ended(session)
             finally:  # whatever becomes of a record: nobody else will ever see these sessions
                 lib.table_count(self._table.pointer, lib.SHARD_AGER, lib.SESSION_EXPIRED, len(sessions))
+                self._leaving(sessions)
                 self._table.free(sessions)
             if len(sessions) < EXPIRE_BATCH:
                 return

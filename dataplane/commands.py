@@ -12,7 +12,8 @@ from dataplane.engine import Engine
 from dataplane.errors import DataplaneError, UsageError
 from dataplane.ffi import ffi, lib
 from dataplane.filters import Match, SessionFilter, match_of, parse_counter_filter, parse_filter
-from dataplane.policy.compile import DEFAULT_PORT_RANGE, Pool
+from dataplane.policy.compile import Pool
+from dataplane.policy.model import SourceType
 from dataplane.policy.objects import address_text
 from dataplane.sessions import STATES, TICKS, TYPES
 from dataplane.views import VSYS, iso_time, session_json
@@ -20,7 +21,11 @@ from dataplane.views import VSYS, iso_time, session_json
 Arguments = Mapping[str, object]
 STATE_WORDS = {"initial": "INIT"}
 NAT_BITS = {"none": 0, "source": lib.FLAG_SNAT, "destination": lib.FLAG_DNAT, "both": lib.FLAG_SNAT | lib.FLAG_DNAT}
-POOL_TYPES = {"dynamic-ip-and-port": "Dynamic IP/Port", "dynamic-ip": "Dynamic IP", "static-ip": "Static IP"}
+POOL_TYPES = {
+    "dynamic-ip-and-port": "Dynamic IP/Port",
+    "persistent-dynamic-ip-and-port": "Persistent DIPP",
+    "dynamic-ip": "Dynamic IP",
+}
 
 
 def handlers(engine: Engine) -> dict[str, Handler]:
@@ -197,18 +202,22 @@ class Commands:
         return zone
 
     def _pool_row(self, pool: Pool) -> dict[str, object]:
-        """Capacity is addresses times ports, TCP and UDP counted together (contract section 3)."""
-        addresses = self._pool_addresses(pool)
-        ports = pool.ports or DEFAULT_PORT_RANGE
-        used = sum(self._engine.table.ports_used(address, ports) for address in addresses)
-        capacity = len(addresses) * (ports[1] - ports[0] + 1)
+        """Capacity is addresses times ports, TCP and UDP counted together, times the sessions that may share one
+        (contract section 3); of a dynamic-ip pool its addresses."""
+        addresses, ratio = self._pool_addresses(pool), 1
+        if pool.type is SourceType.DYNAMIC_IP_AND_PORT:
+            used = sum(self._engine.table.ports_used(address, pool.ports) for address in addresses)
+            ratio = self._engine.table.oversubscription
+        else:
+            used = self._engine.bindings.held(pool.rule)
+        ports = 1 if pool.type is SourceType.DYNAMIC_IP else pool.ports[1] - pool.ports[0] + 1
         return {
             "rule": pool.rule,
             "address": _ranges_text([(a, a) for a in addresses] if pool.interface else pool.addresses),
             "type": POOL_TYPES.get(pool.type.value, pool.type.value),
             "used": used,
-            "available": max(capacity - used, 0),
-            "ratio": self._engine.config.settings.nat.oversubscription,
+            "available": max(len(addresses) * ports * ratio - used, 0),
+            "ratio": ratio,
         }
 
     def _pool_addresses(self, pool: Pool) -> list[int]:

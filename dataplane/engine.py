@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dataplane.ager import Ager
+from dataplane.bindings import Bindings
 from dataplane.counters import GlobalCounters, HitCounts
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
@@ -54,7 +55,8 @@ class Engine:
         self.names = Names(MAX_APPLICATIONS, HOST_ZONE)
         self.hits = HitCounts()
         self.counters = GlobalCounters()
-        self.table = SessionTable(config.settings.session.max_sessions)
+        self.table = SessionTable(config.settings.session.max_sessions, config.settings.nat.oversubscription)
+        self.bindings = Bindings(self.table)
         self.traffic_log = LogWriter(log_dir / "traffic.json", self._records_lost)
         self.system_log = LogWriter(log_dir / "system.json", self._records_lost)
         self._system_handler = SystemLog(self.system_log)
@@ -66,9 +68,16 @@ class Engine:
         self._replies = Replies(MARK_OWN)
         self._load_settings()
         self.slowpath = SlowPath(
-            self._slow_queue, self.table, self._world(), self.hits, self._replies, self._record, self.failed
+            self._slow_queue,
+            self.table,
+            self.bindings,
+            self._world(),
+            self.hits,
+            self._replies,
+            self._record,
+            self.failed,
         )
-        self.ager = Ager(self.table, self._session_ended, self._queues)
+        self.ager = Ager(self.table, self._session_ended, self.bindings.ended, self._queues)
         self._workers: list[tuple[Any, threading.Thread]] = []
         self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
 
@@ -244,6 +253,7 @@ class Engine:
         if kind in ("link", "address"):
             self._sysctls.apply(self.policy.interface_zone)
             self._answering.set(self._answered())
+            self._follow_addresses()
         if kind == "route" or now.zone_by_interface != before.zone_by_interface:
             self._follow_routes()
 
@@ -279,10 +289,29 @@ class Engine:
                 continue
             zone = world.zone_by_interface.get(route.ifindex, 0)
             if zone != session.s2c.zone:
-                if self.table.close_session(session.id, "unknown", session.generation):
-                    lib.table_count(self.table.pointer, lib.SHARD_MONITOR, lib.SESSION_ZONECHANGE, 1)
+                self._end(session, lib.SESSION_ZONECHANGE)
             elif route.ifindex != session.egress:
                 self.table.set_egress(session, route.ifindex)
+
+    def _follow_addresses(self) -> None:
+        """Sessions translated to an address that their interface has exchanged for another end: nobody answers for it
+        any more. While there is no other one, it may come back."""
+        world = self.slowpath.world
+        rules = dict(zip(world.nat_rule_numbers, world.policy.nat_rules, strict=True))
+        for session in self.table.scan():
+            rule = None if session.nat_rule is None else rules.get(session.nat_rule)
+            if rule is None or rule.pool is None or rule.pool.interface is None or not session.source_nat:
+                continue
+            link = world.links.by_name(rule.pool.interface)
+            if link is None or world.interface_address(link.name, session.c2s.family == 4) is None:
+                continue
+            if session.s2c.dst not in link.addresses:
+                self._end(session, lib.SESSION_ADDRESSCHANGE)
+
+    def _end(self, session: Session, counter: int) -> None:
+        """Because of what became of the host; its record says `unknown`."""
+        if self.table.close_session(session.id, "unknown", session.generation):
+            lib.table_count(self.table.pointer, lib.SHARD_MONITOR, counter, 1)
 
     def _record(self, event: str, session: Session, action: str, reason: str | None) -> None:
         if self.config.log.traffic:

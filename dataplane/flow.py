@@ -5,7 +5,10 @@ are numbers here; names.py knows what they are called. All are named tuples: one
 frozen dataclass costs four times as much to make.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from dataplane.policy.compile import Pool
 
 
 class FlowKey(NamedTuple):
@@ -24,12 +27,16 @@ class Translation(NamedTuple):
     """What becomes of a session's addresses and ports; None leaves a field as it is.
 
     With `ports` the source port is drawn from that range (first, last) of `source`'s pool, without it it is kept.
+    With a `binding` the source is what that pool has bound it to, beyond this session (bindings.py); `source` and
+    `ports` are then what a dynamic-ip pool falls back to, or what a persistent one binds.
     """
 
     source: int | None = None
     ports: tuple[int, int] | None = None
     destination: int | None = None
     destination_port: int | None = None
+    source_port: int | None = None  # no other than this one
+    binding: "Pool | None" = None
 
 
 class Decision(NamedTuple):

@@ -58,11 +58,16 @@ INSTALL_FAILURES = {
 
 
 class SessionTable:
-    """The table of one daemon, for at most `max_sessions` sessions; DataplaneError if memory is refused."""
+    """The table of one daemon, for at most `max_sessions` sessions; DataplaneError if memory is refused.
 
-    def __init__(self, max_sessions: int) -> None:
+    Up to `oversubscription` sessions share a translated address and port, towards different destination addresses.
+    """
+
+    def __init__(self, max_sessions: int, oversubscription: int = 1) -> None:
         self.max_sessions = max_sessions
-        self.pointer = check(lib.table_create(max_sessions), f"a table for {max_sessions} sessions")
+        self.oversubscription = oversubscription
+        made = lib.table_create(max_sessions, oversubscription)
+        self.pointer = check(made, f"a table for {max_sessions} sessions")
         self._decision = ffi.new("struct decision *")
         self._key = ffi.new("struct flow_key *")
         self._ended = ffi.new("struct session_copy[]", EXPIRE_BATCH)
@@ -116,6 +121,20 @@ class SessionTable:
     def open_pool(self, address: int) -> bool:
         """Make sure that a translated address has a port space; False when all MAX_POOLS are taken."""
         return bool(lib.natpool_open(self.pointer, address.to_bytes(16)) != NO_POOL)
+
+    def lend_port(self, address: int, proto: int, ports: tuple[int, int], like: int) -> int | None:
+        """A port of the range on a translated address, for a caller that keeps it and shares it with nobody.
+
+        It has the parity of `like` where one is free. None: every port is taken.
+        """
+        pool = lib.natpool_open(self.pointer, address.to_bytes(16))
+        port = -1 if pool == NO_POOL else int(lib.natpool_lend(self.pointer, pool, proto, *ports, like))
+        return None if port < 0 else port
+
+    def take_back_port(self, address: int, proto: int, port: int) -> None:
+        """The end of lend_port()."""
+        pool = lib.natpool_find(self.pointer, address.to_bytes(16))
+        lib.natpool_take_back(self.pointer, pool, proto, port)
 
     def ports_used(self, address: int, ports: tuple[int, int]) -> int:
         """TCP and UDP ports of the range that sessions hold on a translated address, counted together."""
@@ -251,6 +270,8 @@ def _write_translation(target: Any, translation: Translation) -> None:
         target.source_nat = lib.SOURCE_PORT if translation.ports else lib.SOURCE_STATIC
         target.source = translation.source.to_bytes(16)
         target.port_min, target.port_max = translation.ports or (0, 0)
+    if translation.source_port is not None:
+        target.source_nat, target.port_min = lib.SOURCE_BOUND, translation.source_port
     target.destination_nat = translation.destination is not None
     if translation.destination is not None:
         target.destination = translation.destination.to_bytes(16)

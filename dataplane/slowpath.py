@@ -22,13 +22,15 @@ from typing import Any, NamedTuple
 from netfilterqueue import NetfilterQueue
 
 from dataplane import predict
+from dataplane.bindings import Bindings
 from dataplane.counters import HitCounts
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Decision, FlowKey, Session, Translation
 from dataplane.nat import NoAddress, translate
-from dataplane.policy.compile import CompiledNatRule, CompiledPolicy, CompiledSecurityRule
+from dataplane.policy.compile import AddressMap, CompiledNatRule, CompiledPolicy, CompiledSecurityRule
 from dataplane.policy.model import Action
+from dataplane.policy.prefix import PrefixMap, Unmappable
 from dataplane.replies import RateLimit, Replies, tcp_reset, unreachable
 from dataplane.routes import Fib, Links, Route, is_ipv4
 from dataplane.sessions import HOST_ZONE, MARK_SEEN, AlreadyInstalled, InstallError, SessionTable, read_key
@@ -120,7 +122,7 @@ def decide(first: First, world: World) -> Outcome:
     nat_index = world.policy.nat_rule(key.zone, world.zone_of(route), key.src, key.dst, key.proto, key.dport)
     nat = None if nat_index is None else world.policy.nat_rules[nat_index]
     if nat is not None and nat.destination_map is not None:
-        route = world.fib.lookup(nat.destination_map.translate(key.dst))
+        route = world.fib.lookup(translated_destination(nat.destination_map, key.dst))
     if route is not None and route.kind == "local":
         return to_host(first, nat_index, world), None
     return by_policy(first, route, nat_index, world)
@@ -202,11 +204,20 @@ def by_policy(first: First, route: Route | None, nat_index: int | None, world: W
     return decision, rule
 
 
+def translated_destination(destinations: AddressMap | PrefixMap, dst: int) -> int:
+    try:
+        return destinations.translate(dst)
+    except Unmappable:
+        raise Refused(lib.NAT_NPTV6_UNMAPPABLE) from None
+
+
 def translation_of(nat: CompiledNatRule, key: FlowKey, world: World) -> Translation | None:
     try:
         return translate(nat, key.src, key.dst, key.family == 4, world.interface_address)
     except NoAddress:
         raise Refused(lib.NAT_DIPP_ALLOC_FAILURE) from None
+    except Unmappable:
+        raise Refused(lib.NAT_NPTV6_UNMAPPABLE) from None
 
 
 def application_row(first: First, world: World) -> int:
@@ -261,6 +272,7 @@ class SlowPath(threading.Thread):
         self,
         queue: int,
         table: SessionTable,
+        bindings: Bindings,
         world: World,
         hits: HitCounts,
         replies: Replies,
@@ -270,6 +282,7 @@ class SlowPath(threading.Thread):
         super().__init__(name="slowpath", daemon=True)
         self.world = world
         self._table = table
+        self._bindings = bindings
         self._hits = hits
         self._replies = replies
         self._record = record  # event, session, action, end reason
@@ -365,6 +378,8 @@ class SlowPath(threading.Thread):
 
     def _install(self, key: FlowKey, decision: Decision, length: int) -> int:
         translation = decision.translation
+        if translation is not None and translation.binding is not None:
+            return self._bindings.install(key, decision, length)
         if translation is not None and translation.ports and translation.source is not None:
             self._table.open_pool(translation.source)
         return self._table.install(key, decision, length)

@@ -249,7 +249,7 @@ int main(int argc, char **argv)
 
 	if (argc > 1)
 		rounds = (uint32_t)strtoul(argv[1], NULL, 10);
-	table = table_create(SLOTS);
+	table = table_create(SLOTS, 2);
 	assert(table);
 	clock_now = table_now() + 100;
 	table_set_timers(table, 0, &timers);

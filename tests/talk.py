@@ -222,8 +222,8 @@ class Outcome:
 class Firewall:
     """A session table with two zones, PAN-OS's timers and a clock; decisions come from decides()."""
 
-    def __init__(self, max_sessions: int = 256, **timers: int) -> None:
-        self.table = lib.table_create(max_sessions)
+    def __init__(self, max_sessions: int = 256, planes: int = 1, **timers: int) -> None:
+        self.table = lib.table_create(max_sessions, planes)
         assert self.table != ffi.NULL
         self.now: int = lib.table_now()
         self.decision: dict[str, Any] | None = None

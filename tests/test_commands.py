@@ -45,6 +45,12 @@ nat-rules:
     from: [trust]
     to: untrust
     source-translation: {type: dynamic-ip-and-port, interface: out0}
+  - name: kept
+    from: [trust]
+    source-translation: {type: persistent-dynamic-ip-and-port, addresses: [192.0.2.3], port-range: 5000-5009}
+  - name: whole
+    from: [trust]
+    source-translation: {type: dynamic-ip, addresses: [192.0.2.4/30], fallback: {addresses: [192.0.2.9]}}
 settings:
   session: {max-sessions: 20000, timeouts: {udp: 45}}
 """
@@ -70,6 +76,7 @@ class Bench:
             policy=policy,
             names=names,
             table=self.table,
+            bindings=SimpleNamespace(held={"kept": 3, "whole": 1}.__getitem__),
             hits=self.hits,
             counters=GlobalCounters(),
             ager=SimpleNamespace(rates=SimpleNamespace(packets=12.6, kilobits=99.4, connections=3.0)),
@@ -320,6 +327,8 @@ def test_running_nat_rules_show_the_address_of_an_interface(bench):
         None,
         "src: 192.0.2.1-192.0.2.2 (dynamic-ip-and-port)",
         "src: out0 192.0.2.1 (dynamic-ip-and-port)",
+        "src: 192.0.2.3 (persistent-dynamic-ip-and-port)",
+        "src: 192.0.2.4/30 (dynamic-ip) fallback 192.0.2.9 (dynamic-ip-and-port)",
     ]
 
 
@@ -332,7 +341,7 @@ def test_the_running_configuration_is_the_file(bench):
 
 def test_pools_show_what_is_used(four):
     """Capacity is addresses times ports; the port of the one session is taken."""
-    snat, out = four.ask("show running ippool")
+    snat, out, *_ = four.ask("show running ippool")
     assert snat == {
         "rule": "snat",
         "address": "192.0.2.1-192.0.2.2",
@@ -342,6 +351,22 @@ def test_pools_show_what_is_used(four):
         "ratio": 1,
     }
     assert (out["rule"], out["address"], out["used"] + out["available"]) == ("out", OUTSIDE, 64512)
+
+
+def test_pools_of_bindings_show_how_many_are_bound(bench):
+    """A persistent pool counts its ports, a dynamic-ip one its addresses; a fallback is a pool of its own."""
+    kept, whole, fallback = bench.ask("show running ippool")[2:]
+    assert (kept["type"], kept["used"], kept["available"], kept["ratio"]) == ("Persistent DIPP", 3, 7, 1)
+    assert (whole["type"], whole["used"], whole["available"], whole["ratio"]) == ("Dynamic IP", 1, 3, 1)
+    assert (fallback["rule"], fallback["type"], fallback["available"]) == ("whole", "Dynamic IP/Port", 64512)
+
+
+def test_a_shared_port_counts_once_for_each_session_that_may_have_it(bench):
+    """Capacity is what fits: addresses times ports times the oversubscription ratio."""
+    bench.table.close()
+    bench.table.__init__(100, oversubscription=2)
+    snat = bench.ask("show running ippool")[0]
+    assert (snat["used"], snat["available"], snat["ratio"]) == (0, 400, 2)
 
 
 def test_hits_of_rules(bench):

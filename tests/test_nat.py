@@ -11,8 +11,9 @@ from dataplane.flow import Translation
 from dataplane.nat import NoAddress, pool_address, translate
 from dataplane.policy.compile import CompiledNatRule, Pool, compile_policy
 from dataplane.policy.model import Config
+from dataplane.policy.prefix import PrefixMap, Unmappable
 from dataplane.routes import address_from_text as address
-from dataplane.routes import is_ipv4
+from dataplane.routes import address_to_text, is_ipv4
 
 CLIENT, SERVER = address("10.1.0.5"), address("8.8.8.8")
 OUT0 = {("out0", True): address("192.0.2.1"), ("out0", False): address("2001:db8::1")}
@@ -136,3 +137,84 @@ def test_both_sides_of_one_session():
     assert made_of(rule, CLIENT, address("192.0.2.9")) == Translation(
         address("192.0.2.1"), (1024, 65535), address("10.1.0.99"), 80
     )
+
+
+# ---- what is bound beyond a session ----
+
+
+def test_a_persistent_pool_binds_what_it_draws():
+    """Address and range are those of dynamic-ip-and-port; the port is the binding's."""
+    (rule,) = rules(source("persistent-dynamic-ip-and-port", interface="out0"))
+    assert made_of(rule) == Translation(source=address("192.0.2.1"), ports=(1024, 65535), binding=rule.pool)
+
+
+def test_a_dynamic_pool_knows_only_its_fallback_here():
+    """Which address is free is not in the rule; a fallback without an address now is none."""
+    pool = ["192.0.2.10"]
+    (rule,) = rules(source("dynamic-ip", addresses=pool))
+    assert made_of(rule) == Translation(binding=rule.pool)
+    (rule,) = rules(source("dynamic-ip", addresses=pool, fallback={"interface": "out0"}))
+    assert made_of(rule) == Translation(source=address("192.0.2.1"), ports=(1024, 65535), binding=rule.pool)
+    (rule,) = rules(source("dynamic-ip", addresses=pool, fallback={"interface": "gone0"}))
+    assert made_of(rule) == Translation(binding=rule.pool)
+
+
+# ---- NPTv6 ----
+
+
+def prefixes(inside: str, outside: str) -> tuple[CompiledNatRule, ...]:
+    """An NPTv6 rule and its reverse."""
+    translation = source("static-ip", addresses=[outside], bi_directional=True)
+    return rules(translation, source=[inside], **{"nat-type": "nptv6"})
+
+
+def words_sum(number: int) -> int:
+    """The one's complement sum over an address, 0 for both zeros, the slow way."""
+    return sum(number >> at & 0xFFFF for at in range(0, 128, 16)) % 0xFFFF
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "before", "after"),
+    [
+        ("fd01:203:405::/48", "2001:db8:1::/48", "fd01:203:405:1::1234", "2001:db8:1:d550::1234"),  # RFC 6296's example
+        ("fd01:203:405::/48", "2001:db8:1::/48", "fd01:203:405:2ab0::1", "2001:db8:1::1"),  # 0xffff becomes 0
+        ("fd01:203:405:1::/64", "2001:db8:1:1::/64", "fd01:203:405:1::1234", "2001:db8:1:1:d54f::1234"),
+        ("fd01:203:405::/56", "2001:db8:1::/56", "fd01:203:405:7:ffff::1", "2001:db8:1:7:ffff:d54f:0:1"),
+        ("fd01::/16", "fd02::/16", "fd01:1:2:3::4", "fd02:1:2:2::4"),
+        ("fd00::/48", "fd00::/48", "fd00::1", "fd00::1"),
+    ],
+)
+def test_a_prefix_is_translated_and_its_checksum_kept(inside, outside, before, after):
+    """The word that takes the adjustment is the subnet, or behind a longer prefix the first that is not 0xffff."""
+    forward, reverse = prefixes(inside, outside)
+    assert made_of(forward, address(before)) == Translation(source=address(after))
+    assert made_of(reverse, address("2001:4860::1"), address(after)) == Translation(destination=address(before))
+
+
+@given(st.integers(16, 64), st.integers(0, 2**128 - 1), st.integers(0, 2**128 - 1), st.integers(0, 2**128 - 1))
+def test_prefix_translation_is_neutral_and_goes_back(length, inside, outside, host):
+    """For every length, prefix and host: the sum stays, the way back is exact, and bits outside the word stay."""
+    mask = (1 << 128 - length) - 1
+    forward = PrefixMap(inside & ~mask, outside & ~mask, length)
+    original = inside & ~mask | host & mask
+    try:
+        moved = forward.translate(original)
+    except Unmappable:
+        assert original & 0xFFFF << 64 == 0xFFFF << 64 or original & (1 << 64) - 1 == (1 << 64) - 1
+        return
+    assert moved & ~mask == outside & ~mask
+    assert words_sum(moved) == words_sum(original)
+    assert forward.reverse().translate(moved) == original
+    changed = (moved ^ original) & mask
+    assert sum(changed >> at & 0xFFFF != 0 for at in range(0, 128, 16)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("length", "original"), [(48, "fd01:203:405:ffff::1"), (64, "fd01:203:405:1:ffff:ffff:ffff:ffff")]
+)
+def test_an_address_without_a_word_to_change_is_refused(length, original):
+    """RFC 6296: no packet of it may pass."""
+    inside = address_to_text(address(original) >> 128 - length << 128 - length)
+    forward, _ = prefixes(f"{inside}/{length}", f"2001:db8::/{length}")
+    with pytest.raises(Unmappable):
+        made_of(forward, address(original))

@@ -181,6 +181,17 @@ def test_an_extension_header_that_reaches_beyond_the_packet_is_dropped(firewall)
     assert firewall.c2s(bytes(data)).verdict == lib.VERDICT_DROP
 
 
+@pytest.mark.parametrize(("kind", "left"), [(0, 0), (0, 1), (2, 1), (3, 1), (4, 2)])
+@pytest.mark.parametrize("before", [[], ["hop-by-hop"], ["destination", "routing"]])
+def test_a_packet_that_names_further_stops_is_dropped(firewall, kind, left, before):
+    """Routing headers with segments left, and any of type 0 (RFC 5095): no rule has judged where they lead."""
+    packet = inet6.IPv6(src=C6, dst=S6)
+    for name in before:
+        packet /= HEADERS[name]()
+    packet /= inet6.IPv6ExtHdrRouting(type=kind, addresses=[C6, S6], segleft=left)
+    firewall.c2s(packet / inet.UDP(sport=1, dport=2)).is_dropped("flow_parse_ext_hdr")
+
+
 def test_headers_in_the_padding_are_not_read(firewall):
     """The packet ends where its length says, whatever lies behind."""
     data = bytearray(bytes(inet6.IPv6(src=C6, dst=S6) / HEADERS["destination"]() / inet.UDP(sport=1, dport=2)))

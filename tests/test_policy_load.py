@@ -120,10 +120,10 @@ nat-rules:
   - name: pool
     source-translation: {type: dynamic-ip-and-port, interface: zz0, bi-directional: true}
   - name: later
-    source-translation: {type: dynamic-ip, addresses: [192.0.2.1]}
+    source-translation: {type: dynamic-ip, interface: in0}
 settings:
   session: {timeouts: {tcp-init: 61, udp: on}}
-  nat: {oversubscription: 2}
+  nat: {oversubscription: 3}
 host-inbound:
   lan: [ping, telnet]
 policies: []
@@ -151,10 +151,10 @@ policies: []
         "f.yaml:29: nat-rules[0].source-translation.addresses: 128 addresses cannot stand for the 256 of source",
         "f.yaml:31: nat-rules[1].source-translation.bi-directional: only static-ip can be bi-directional",
         "f.yaml:31: nat-rules[1].source-translation.interface: interface 'zz0' is in no zone",
-        "f.yaml:33: nat-rules[2].source-translation.type: dynamic-ip is not supported by this release",
+        "f.yaml:33: nat-rules[2].source-translation.interface: dynamic-ip needs addresses, not an interface",
         "f.yaml:35: settings.session.timeouts.tcp-init: must be at most 60, not 61",
         "f.yaml:35: settings.session.timeouts.udp: must be a whole number, not 'on'",
-        "f.yaml:36: settings.nat.oversubscription: more than 1 is not supported by this release",
+        "f.yaml:36: settings.nat.oversubscription: must be 1, 2, 4 or 8, not 3",
         "f.yaml:38: host-inbound.lan: unknown service 'telnet'",
         "f.yaml:38: host-inbound.lan: unknown zone 'lan'",
         "f.yaml:39: policies: unknown key",
@@ -313,7 +313,42 @@ def test_an_impossible_security_rule_is_refused(text, problem):
             "destination: [192.0.2.1], destination-translation: {address: 10.0.0.1, port: 0}",
             "destination-translation.port: must be at least 1, not 0",
         ),
-        ("nat-type: nptv6", "nat-type: nptv6 is not supported by this release"),
+        (
+            "source-translation: {type: dynamic-ip-and-port, interface: out0, fallback: {interface: out0}}",
+            "source-translation.fallback: only dynamic-ip falls back",
+        ),
+        (
+            "source-translation: {type: dynamic-ip, addresses: [192.0.2.1], fallback: {}}",
+            "source-translation.fallback: needs interface or addresses",
+        ),
+        (
+            "source-translation: {type: dynamic-ip, addresses: [192.0.2.1], fallback: {interface: zz0}}",
+            "source-translation.fallback.interface: interface 'zz0' is in no zone",
+        ),
+        (
+            "source-translation: {type: dynamic-ip, addresses: [192.0.2.1], fallback: {addresses: [fd00::1]}}",
+            "source-translation.fallback.addresses: must be IPv4 in a rule of nat-type ipv4",
+        ),
+        (
+            "source-translation: {type: dynamic-ip, addresses: [10.0.0.0/16]}",
+            "source-translation.addresses: a pool holds at most 32768 addresses",
+        ),
+        (
+            "nat-type: nptv6, source: [fd00::/48], source-translation: {type: dynamic-ip, addresses: [fd01::/120]}",
+            "source-translation.type: nptv6 needs static-ip",
+        ),
+        (
+            "nat-type: nptv6, source: [fd00::/48], source-translation: {type: static-ip, addresses: [fd01::1-fd01::2]}",
+            "source-translation.addresses: nptv6 needs one prefix of at most 64 bits",
+        ),
+        (
+            "nat-type: nptv6, source: [fd00::/72], source-translation: {type: static-ip, addresses: [fd01::/72]}",
+            "source: nptv6 needs one prefix of at most 64 bits",
+        ),
+        (
+            "nat-type: nptv6, destination: [fd00::/48], destination-translation: {address: fd01::/48}",
+            "destination-translation: nptv6 translates sources; bi-directional is the way in",
+        ),
     ],
 )
 def test_an_impossible_nat_rule_is_refused(text, problem):

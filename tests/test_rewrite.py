@@ -151,6 +151,12 @@ def test_a_udp_checksum_that_becomes_zero_is_sent_as_ffff(firewall, family, chec
     assert firewall.c2s(data, checksum=checksum_state).leaves_as(path.seen, path.server).packet["UDP"].chksum == 0xFFFF
 
 
+def test_a_checksum_over_nothing_stays_as_it_is(firewall):
+    """Bytes that are all 0 have the checksum 0xffff, and a translation that changes none of them must not make it 0."""
+    firewall.decides(source="192.0.2.1")
+    firewall.c2s(EchoReply("10.0.0.5", "8.8.8.8", bytes(56))).leaves_as("192.0.2.1", "8.8.8.8")
+
+
 def test_a_tcp_checksum_may_be_zero(firewall):
     """Only UDP reads a meaning into it."""
     path = Path(firewall, 4, "both")

@@ -366,7 +366,7 @@ def test_an_id_that_is_no_slot_is_answered_as_such(session_id):
 @pytest.mark.parametrize("slots", [0, 2**30 + 1, 2**32 - 1])
 def test_a_table_of_impossible_size_is_refused(slots):
     """errno says why."""
-    assert lib.table_create(slots) == ffi.NULL
+    assert lib.table_create(slots, 1) == ffi.NULL
     assert ffi.errno != 0
 
 

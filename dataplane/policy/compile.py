@@ -31,6 +31,7 @@ from dataplane.policy.model import (
     DEFAULT_RULES,
     Action,
     Config,
+    Fallback,
     NatRule,
     NatType,
     SecurityRule,
@@ -50,8 +51,10 @@ from dataplane.policy.objects import (
     intersect,
     merge,
     parse_ports,
+    prefix_length,
     size,
 )
+from dataplane.policy.prefix import PrefixMap
 
 ZONE_IDS = 256
 DEFAULT_PORT_RANGE: Range = (1024, LAST_PORT)
@@ -99,6 +102,8 @@ class Pool:
     """The interface whose address is the pool; `addresses` is then empty."""
     addresses: tuple[Range, ...]
     ports: Range
+    fallback: "Pool | None" = None
+    """What a dynamic-ip pool without a free address gives instead."""
 
     @property
     def size(self) -> int:
@@ -142,8 +147,8 @@ class CompiledNatRule:
     nat_type: NatType
     disabled: bool
     pool: Pool | None = None
-    source_map: AddressMap | None = None
-    destination_map: AddressMap | None = None
+    source_map: AddressMap | PrefixMap | None = None
+    destination_map: AddressMap | PrefixMap | None = None
     destination_port: int | None = None
     generated: bool = False
     """The reverse of a bi-directional rule."""
@@ -343,7 +348,7 @@ def compile_policy(config: Config) -> CompiledPolicy:
         anti_spoof=(False, *(zone.anti_spoof for zone in config.zones)),
         security_rules=(*(_security_rule(rule) for rule in written), *defaults),
         nat_rules=nat_rules,
-        pools=tuple(rule.pool for rule in nat_rules if rule.pool and not rule.disabled),
+        pools=tuple(_pools(nat_rules)),
         answered=tuple(merge(_answered(nat_rules))),
         applications=applications,
         _security=_Matcher([_security_row(index, rule, zone_ids, objects) for index, rule in enabled.items()]),
@@ -442,12 +447,31 @@ def _nat_rule(index: int, part: _NatPart, objects: Objects) -> CompiledNatRule:
 def _pool(index: int, rule: NatRule, source: SourceTranslation, objects: Objects) -> Pool:
     ports = parse_ports(source.port_range) if source.port_range else DEFAULT_PORT_RANGE
     addresses = tuple(merge(objects.ranges(source.addresses or ())))
-    return Pool(rule.name, index, source.type, rule.nat_type, source.interface, addresses, ports)
+    fallback = _fallback(index, rule, source.fallback, objects) if source.fallback else None
+    return Pool(rule.name, index, source.type, rule.nat_type, source.interface, addresses, ports, fallback)
 
 
-def _static_map(rule: NatRule, objects: Objects) -> AddressMap:
+def _fallback(index: int, rule: NatRule, fallback: Fallback, objects: Objects) -> Pool:
+    kind = SourceType.DYNAMIC_IP_AND_PORT
+    addresses = tuple(merge(objects.ranges(fallback.addresses or ())))
+    return Pool(rule.name, index, kind, rule.nat_type, fallback.interface, addresses, DEFAULT_PORT_RANGE)
+
+
+def _pools(rules: Iterable[CompiledNatRule]) -> Iterable[Pool]:
+    """Those of the enabled rules, each with its fallback behind it."""
+    for rule in rules:
+        if rule.pool and not rule.disabled:
+            yield rule.pool
+            if rule.pool.fallback:
+                yield rule.pool.fallback
+
+
+def _static_map(rule: NatRule, objects: Objects) -> AddressMap | PrefixMap:
     translated = rule.source_translation.addresses if rule.source_translation else None
-    return AddressMap(_segments(objects.ranges(rule.source), objects.ranges(translated or ())))
+    original, target = objects.ranges(rule.source), objects.ranges(translated or ())
+    if rule.nat_type is NatType.NPTV6:
+        return PrefixMap(original[0][0], target[0][0], prefix_length(original[0]))
+    return AddressMap(_segments(original, target))
 
 
 def _destination_map(rule: NatRule, address: str, objects: Objects) -> AddressMap:
@@ -497,13 +521,13 @@ def _of_family(ranges: Sequence[Range], nat_type: NatType) -> list[Range]:
     return [part for window in windows for part in intersect(ranges, window)]
 
 
-def _answered(rules: Iterable[CompiledNatRule]) -> Iterable[Range]:
+def _answered(rules: Sequence[CompiledNatRule]) -> Iterable[Range]:
     """Pools, static translations and the original destinations of a destination translation that names them."""
+    for pool in _pools(rules):
+        yield from pool.addresses
     for rule in rules:
         if rule.disabled:
             continue
-        if rule.pool:
-            yield from rule.pool.addresses
         if rule.source_map:
             yield from ((target, target + last - first) for first, last, target in rule.source_map.segments)
         if rule.destination_map and rule.destination_map.segments[0][:2] not in EVERY_ADDRESS:
@@ -661,11 +685,18 @@ def _translate_to(rule: NatRule, objects: Objects) -> str | None:
     texts = []
     if source := rule.source_translation:
         addresses = source.interface or " ".join(objects.literals(source.addresses or ()))
-        texts.append(f"src: {addresses} ({source.type})")
+        texts.append(f"src: {addresses} ({source.type})" + _fallback_text(source.fallback, objects))
     if destination := rule.destination_translation:
         address = " ".join(objects.literals((destination.address,)))
         texts.append(f"dst: {_with_port(address, destination.port)}")
     return "; ".join(texts) or None
+
+
+def _fallback_text(fallback: Fallback | None, objects: Objects) -> str:
+    if fallback is None:
+        return ""
+    addresses = fallback.interface or " ".join(objects.literals(fallback.addresses or ()))
+    return f" fallback {addresses} ({SourceType.DYNAMIC_IP_AND_PORT})"
 
 
 def _with_port(address: str, port: int | None) -> str:

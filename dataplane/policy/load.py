@@ -38,11 +38,15 @@ from dataplane.policy.objects import (
     merge,
     parse_address,
     parse_default_port,
+    prefix_length,
     size,
 )
+from dataplane.policy.prefix import LONGEST
 
 MAX_POOL = 4096
-"""Addresses of one pool; each costs 16 KiB of port bitmaps."""
+"""Addresses of one pool; each costs 24 KiB of port bitmaps, more where ports are shared."""
+MAX_DYNAMIC_IP = 32_768
+"""Addresses of a dynamic-ip pool, which has no ports (PAN-OS)."""
 
 _LAST_QUEUE = 65535
 _MATCH_FIELDS = {
@@ -87,16 +91,7 @@ def _report(document: Document, problems: Iterable[Problem], name: str) -> list[
 def unsupported(config: Config) -> list[Problem]:
     """What the contract knows and this release cannot honour yet."""
     later = "is not supported by this release"
-    problems = [Problem(("virtual-wires", i), f"a virtual wire {later}") for i in range(len(config.virtual_wires))]
-    if config.settings.nat.oversubscription > 1:
-        problems.append(Problem(("settings", "nat", "oversubscription"), f"more than 1 {later}"))
-    for i, rule in enumerate(config.nat_rules):
-        if rule.nat_type is NatType.NPTV6:
-            problems.append(Problem(("nat-rules", i, "nat-type"), f"{rule.nat_type} {later}"))
-        kind = rule.source_translation.type if rule.source_translation else None
-        if kind in (SourceType.DYNAMIC_IP, SourceType.PERSISTENT_DYNAMIC_IP_AND_PORT):
-            problems.append(Problem(("nat-rules", i, "source-translation", "type"), f"{kind} {later}"))
-    return problems
+    return [Problem(("virtual-wires", i), f"a virtual wire {later}") for i in range(len(config.virtual_wires))]
 
 
 def _unexplained(found: Iterable[Problem], known: Iterable[Problem]) -> list[Problem]:
@@ -385,13 +380,32 @@ class _Check:
                 yield Problem((*place, key), f"holds no {_family(rule.nat_type)} address, which nat-type needs")
         if rule.source_translation is not None:
             yield from self._source_translation((*place, "source-translation"), rule, rule.source_translation)
-        if rule.destination_translation is not None:
+        if rule.nat_type is NatType.NPTV6:
+            yield from self._nptv6(place, rule)
+        elif rule.destination_translation is not None:
             address = rule.destination_translation.address
             target = (*place, "destination-translation", "address")
             yield from self._mapping(target, rule, (address,), "destination", rule.destination)
 
+    def _nptv6(self, place: Place, rule: NatRule) -> Iterator[Problem]:
+        """One prefix stands for another of its length; the rest of an address goes with it."""
+        source = rule.source_translation
+        if rule.destination_translation is not None:
+            yield Problem((*place, "destination-translation"), "nptv6 translates sources; bi-directional is the way in")
+        if source is None:
+            return
+        if source.type is not SourceType.STATIC_IP:
+            yield Problem((*place, "source-translation", "type"), f"nptv6 needs {SourceType.STATIC_IP}")
+            return
+        places = ((*place, "source"), (*place, "source-translation", "addresses"))
+        for where, names in zip(places, (rule.source, source.addresses or ()), strict=True):
+            ranges = self._ranges(names)
+            if ranges is not None and not (len(ranges) == 1 and 0 < prefix_length(ranges[0]) <= LONGEST):
+                yield Problem(where, f"nptv6 needs one prefix of at most {LONGEST} bits")
+
     def _source_translation(self, place: Place, rule: NatRule, source: SourceTranslation) -> Iterator[Problem]:
         yield from self._source_shape(place, source)
+        yield from self._fallback((*place, "fallback"), rule, source)
         if source.interface is not None and source.interface not in self.zone_of:
             yield Problem((*place, "interface"), f"interface '{source.interface}' is in no zone")
         if source.addresses is None:
@@ -400,11 +414,28 @@ class _Check:
         if source.type is SourceType.STATIC_IP:
             yield from self._mapping(key, rule, source.addresses, "source", rule.source)
         else:
-            found = list(self._translated(key, rule, source.addresses))
-            yield from found
-            ranges = self._ranges(source.addresses)
-            if not found and ranges is not None and size(merge(ranges)) > MAX_POOL:
-                yield Problem(key, f"a pool holds at most {MAX_POOL} addresses")
+            most = MAX_DYNAMIC_IP if source.type is SourceType.DYNAMIC_IP else MAX_POOL
+            yield from self._pool(key, rule, source.addresses, most)
+
+    def _pool(self, place: Place, rule: NatRule, names: Sequence[str], most: int) -> Iterator[Problem]:
+        found = list(self._translated(place, rule, names))
+        yield from found
+        ranges = self._ranges(names)
+        if not found and ranges is not None and size(merge(ranges)) > most:
+            yield Problem(place, f"a pool holds at most {most} addresses")
+
+    def _fallback(self, place: Place, rule: NatRule, source: SourceTranslation) -> Iterator[Problem]:
+        fallback = source.fallback
+        if fallback is None:
+            return
+        if source.type is not SourceType.DYNAMIC_IP:
+            yield Problem(place, f"only {SourceType.DYNAMIC_IP} falls back")
+        if (fallback.interface is None) == (fallback.addresses is None):
+            yield Problem(place, "needs interface or addresses")
+        if fallback.interface is not None and fallback.interface not in self.zone_of:
+            yield Problem((*place, "interface"), f"interface '{fallback.interface}' is in no zone")
+        if fallback.addresses is not None:
+            yield from self._pool((*place, "addresses"), rule, fallback.addresses, MAX_POOL)
 
     def _source_shape(self, place: Place, source: SourceTranslation) -> Iterator[Problem]:
         if source.bi_directional and source.type is not SourceType.STATIC_IP:

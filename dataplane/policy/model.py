@@ -201,6 +201,13 @@ class SourceType(StrEnum):
     STATIC_IP = "static-ip"
 
 
+class Fallback(_Noun):
+    """Where the sources go that find no address free: dynamic-ip-and-port."""
+
+    interface: InterfaceName | None = None
+    addresses: Some[str] | None = None
+
+
 class SourceTranslation(_Noun):
     """What the source becomes: the address of `interface`, or one of `addresses`."""
 
@@ -209,6 +216,7 @@ class SourceTranslation(_Noun):
     addresses: Some[str] | None = None
     port_range: Annotated[str, _checked(parse_ports)] | None = None
     bi_directional: bool = False
+    fallback: Fallback | None = None
 
 
 class DestinationTranslation(_Noun):

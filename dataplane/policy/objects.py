@@ -146,6 +146,13 @@ def intersect(ranges: Iterable[Range], window: Range) -> list[Range]:
     return [(first, last) for first, last in clipped if first <= last]
 
 
+def prefix_length(block: Range) -> int:
+    """The length of the IPv6 prefix that covers the block and nothing else; -1 if none does."""
+    length = 128 - (block[1] - block[0]).bit_length()
+    first, last = block
+    return length if last - first + 1 == 1 << 128 - length and not first & last - first else -1
+
+
 def size(ranges: Iterable[Range]) -> int:
     """Number of values in ranges that do not overlap."""
     return sum(last - first + 1 for first, last in ranges)

@@ -200,12 +200,13 @@ class TestFullTable:
         with Lab() as lab:
             self.lab = lab
             self.controls = Controls(lab)
-            with lab.firewall(config(SHORT_TIMEOUTS, max_sessions=self.SLOTS)) as made:
+            with lab.firewall(config({**SHORT_TIMEOUTS, "udp": 5, "icmp": 5}, max_sessions=self.SLOTS)) as made:
                 yield made
 
     def test_no_session_is_ended_to_make_room(self, firewall):
         """New sessions are refused and counted, established ones go on; once one ends there is room."""
         self.controls.assert_pass()
+        poll(lambda: firewall.json("show", "session", "info")["num_active"] == 0, 10, "the controls' sessions to end")
         established = Established(self.lab)
         self.lab.inject("client", *flood(2000, 3 * self.SLOTS))
         poll(lambda: firewall.counter("session_alloc_failure") >= 2 * self.SLOTS, 3, "refusals")
@@ -213,7 +214,7 @@ class TestFullTable:
         established.exchange()
         refused, server = self.lab.udp("client"), self.lab.udp("server")
         assert not arrives(refused, server, 0.2)
-        poll(lambda: not firewall.sessions(destination_port=FLOOD_PORT), 5, "the flood's sessions to expire")
+        poll(lambda: not firewall.sessions(destination_port=FLOOD_PORT), 10, "the flood's sessions to expire")
         self.controls.assert_pass()
         established.exchange_stream()
 

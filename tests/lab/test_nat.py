@@ -14,7 +14,6 @@ Each rule has client addresses of its own (the numbers are the last part of an a
 """
 
 import itertools
-import random
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.packet import Packet, Raw
 
+from tests.lab.calls import called_by, connect, exchange, pool_row, port_of
 from tests.lab.capture import Capture
 from tests.lab.firewall import Firewall
 from tests.lab.lab import IN0, IN06, OUT0, OUT06, SERVER, SERVER6, Lab, poll
@@ -145,49 +145,6 @@ def net(request: pytest.FixtureRequest) -> Net:
     return chosen
 
 
-Address = tuple[str, int]
-
-
-def exchange(client: socket.socket, server: socket.socket, to: Address) -> Address:
-    """A datagram to the server and its answer; whom the server saw. The client must see whom it called."""
-    question = random.randbytes(100)
-    client.sendto(question, to)
-    received, peer = server.recvfrom(2000)
-    assert received == question
-    server.sendto(question[::-1], peer)
-    answer, source = client.recvfrom(2000)
-    assert (answer, source[:2]) == (question[::-1], to)
-    return peer[0], peer[1]
-
-
-def port_of(made: socket.socket) -> int:
-    port: int = made.getsockname()[1]
-    return port
-
-
-def connect(lab: Lab, source: Address, to: Address, timeout: float = 3) -> socket.socket:
-    """A TCP connection from an address and port of the client; the port may be in use towards others."""
-    with lab.inside("client"):
-        made = socket.socket(socket.AF_INET6 if ":" in source[0] else socket.AF_INET)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.settimeout(timeout)
-    made.bind(source)
-    made.connect(to)
-    return made
-
-
-def called_by(listening: socket.socket, caller: socket.socket) -> Address:
-    """Whom the listening socket sees as the caller, once a word has gone both ways."""
-    accepted, peer = listening.accept()
-    with accepted:
-        accepted.settimeout(3)
-        caller.sendall(b"question")
-        assert accepted.recv(100) == b"question"
-        accepted.sendall(b"answer")
-        assert caller.recv(100) == b"answer"
-    return peer[0], peer[1]
-
-
 def ping(lab: Lab, ns: str, to: str, *options: str) -> str:
     """The output of three pings, all answered."""
     done = lab.run(ns, ["ping", "-n", "-c", "3", "-i", "0.05", "-W", "2", *options, to])
@@ -201,12 +158,6 @@ def session_of(firewall: Firewall, caller: socket.socket, port: int) -> dict[str
     found = firewall.sessions(source_port=port_of(caller), destination_port=port, ip6=ip6)
     assert len(found) == 1
     return found[0]
-
-
-def pool_row(firewall: Firewall, rule: str) -> dict[str, Any]:
-    """What `show running ippool` says of one rule's pool."""
-    rows: list[dict[str, Any]] = firewall.json("show", "running", "ippool")
-    return next(row for row in rows if row["rule"] == rule)
 
 
 # Source translation
