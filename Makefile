@@ -16,7 +16,7 @@ PYTHON_PACKAGES = $(shell $(PYTHON) -c '$(PYTHON_PROBE)' 2>/dev/null || echo pyt
 
 C_FILES := $(filter-out %.bpf.c,$(wildcard cext/*.c))
 INPUTS  := $(C_FILES) $(wildcard cext/*.h cext/build_*.py)
-C_TESTS := $(wildcard $(C_FILES:cext/%.c=tests/test_%.py) tests/test_fuzz_*.py)
+C_TESTS := $(wildcard $(C_FILES:cext/%.c=tests/test_%.py) tests/test_mss.py tests/test_fuzz_*.py)
 
 # What `make fuzz` stops at, whichever comes first; FUZZ_LOOP: all but the two files that talk to the kernel.
 FUZZ_RUNS    ?= 10000000

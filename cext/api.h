@@ -7,10 +7,13 @@ struct table *table_create(uint32_t max_sessions, uint32_t planes);
 void table_destroy(struct table *t);                      /* no worker may run */
 void table_set_settings(struct table *t, const struct settings *settings);
 void table_set_timers(struct table *t, uint32_t application, const struct timers *timers);
-/* The interfaces of all zones; at most 250.  Replaces the map before it. */
+/* The interfaces of all zones; at most MAX_INTERFACES.  Replaces the map before it. */
 void table_set_zones(struct table *t, const uint32_t *ifindex, const uint8_t *zone, uint32_t n);
 /* Whose address is whose, for packets that no session vouches for; at most MAX_ORIGINS.  Replaces the list before it. */
 void table_set_origins(struct table *t, const struct origin *origins, uint32_t n);
+/* The largest MSS (of IPv4; IPv6 takes 20 less) that a SYN may offer where it crosses an interface; at most
+ * MAX_INTERFACES.  Replaces the list before it. */
+void table_set_clamps(struct table *t, const uint32_t *ifindex, const uint16_t *mss, uint32_t n);
 void table_read_stats(struct table *t, struct table_stats *stats);
 void table_read_counters(struct table *t, uint64_t *counters);   /* COUNTERS sums over all shards */
 void table_count(struct table *t, uint32_t shard, uint32_t counter, uint64_t n);
@@ -21,7 +24,7 @@ uint32_t table_now(void);                                 /* the current tick */
 enum verdict fastpath_take(struct table *t, uint32_t shard, struct packet *pkt, uint32_t now);
 
 /* First packets: what the slow path asks.  slowpath_look() parses and says VERDICT_PUNT (new: decide), VERDICT_ACCEPT
- * (a session exists: send it round), or VERDICT_DROP (counted). */
+ * (a session exists: send it round), VERDICT_RESET (it begins nothing; not counted yet), or VERDICT_DROP (counted). */
 enum verdict slowpath_look(struct table *t, struct packet *pkt);
 /* The id of the new session (1..max_sessions) or an enum install_error. */
 int64_t session_install(struct table *t, uint32_t shard, const struct flow_key *key, const struct decision *decision);

@@ -23,14 +23,27 @@ static void translation_of(const struct session *s, int dir, struct translation 
 	nat->delivered = s->flags & FLAG_HOST && s->key[dir].zone != ZONE_HOST;
 }
 
+/* A connection begins with a SYN, or where that is allowed with what comes later in it. */
+static bool may_begin(const struct packet *pkt, const struct burst *b)
+{
+	if (pkt->key.proto != IPPROTO_TCP || (pkt->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK | TCP_FLAG_RST)) == TCP_FLAG_SYN)
+		return true;
+	return !b->table->settings.reject_non_syn && !(pkt->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_RST));
+}
+
+/* Whether what begins no session is answered as a host would (RFC 9293 section 3.10.7.1): never a RST. */
+static bool wants_reset(const struct packet *pkt, const struct burst *b)
+{
+	return b->table->settings.reset_non_syn[pkt->zone] && !(pkt->tcp_flags & TCP_FLAG_RST);
+}
+
 /* A miss goes to the slow path, unless it has been there, or could not begin a session anyway. */
 static enum verdict miss(const struct packet *pkt, const struct burst *b)
 {
 	if (pkt->mark & MARK_SEEN)
 		return drop(b, FLOW_MARKED_MISS);
-	if (pkt->key.proto == IPPROTO_TCP && (pkt->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK | TCP_FLAG_RST)) != TCP_FLAG_SYN)
-		if (b->table->settings.reject_non_syn || pkt->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_RST))
-			return drop(b, FLOW_TCP_NON_SYN_DROP);
+	if (!may_begin(pkt, b) && !wants_reset(pkt, b))
+		return drop(b, FLOW_TCP_NON_SYN_DROP);
 	count_in(b->counter, PKT_PUNT, 1);
 	return VERDICT_PUNT;
 }
@@ -66,7 +79,7 @@ static bool concerns_host_only(const struct packet *pkt, const struct burst *b)
 
 /* Delivers an ICMP error in its receiver's view; it neither ends nor refreshes the session.  The session vouches for the
  * one who sent the quoted packet, so only he may be told; for the sender of the error nobody vouches, so he must not bear
- * an address of another zone. */
+ * an address of another zone.  On a virtual wire (HOOK_FORWARD) addresses are nobody's. */
 static enum verdict pass_error(struct packet *pkt, const struct burst *b)
 {
 	struct translation nat;
@@ -76,7 +89,7 @@ static enum verdict pass_error(struct packet *pkt, const struct burst *b)
 
 	if (memcmp(pkt->key.dst, pkt->quoted.src, 16))
 		return drop(b, FLOW_ICMP_ERROR_NO_SESSION);
-	if (pkt->hook != HOOK_OUTPUT && table_is_foreign(b->table, pkt->key.src, pkt->zone))
+	if (pkt->hook == HOOK_PREROUTING && table_is_foreign(b->table, pkt->key.src, pkt->zone))
 		return drop(b, FLOW_ICMP_ERROR_SPOOF);
 	s = find_quoted(pkt, b, &dir);
 	if (!s)
@@ -97,7 +110,8 @@ static enum verdict pass_error(struct packet *pkt, const struct burst *b)
 	return VERDICT_REWRITTEN;
 }
 
-/* Discovery needs no session, so it may only be for this link: a group, a link-local address, or our own. */
+/* Discovery needs no session, so it may only be for this link: a group, a link-local address, or our own.  Both ends of a
+ * virtual wire (HOOK_FORWARD) are on one link. */
 static enum verdict pass_link_control(const struct packet *pkt, const struct burst *b)
 {
 	const uint8_t *dst = pkt->key.dst;
@@ -122,12 +136,22 @@ static enum verdict drop_discarded(const struct packet *pkt, struct session *s, 
 	return drop(b, FLOW_DISCARD_HIT);
 }
 
+/* The MSS that a SYN of the session may offer at most: what both interfaces let through, 0 if anything.  IPv6's header
+ * is 20 bytes longer, so its packets are as long as IPv4's. */
+static uint16_t mss_limit(const struct packet *pkt, const struct session *s, const struct burst *b)
+{
+	uint16_t mss = table_mss(b->table, s->ingress, s->egress);
+
+	return mss && pkt->key.family == 6 ? mss - 20 : mss;
+}
+
 /* Tracks and accounts a packet of session s, which is locked before and not after. */
 static enum verdict pass(struct packet *pkt, struct session *s, int dir, const struct burst *b)
 {
 	struct translation nat;
 	enum verdict v;
-	bool translated;
+	uint16_t mss;
+	bool translated, clamped;
 
 	if (pkt->key.proto == IPPROTO_TCP) {
 		v = tcp_track(pkt, s, dir, b);
@@ -139,12 +163,14 @@ static enum verdict pass(struct packet *pkt, struct session *s, int dir, const s
 		session_touch(s, b);
 	}
 	account(s, dir, pkt->ip_len);
+	mss = pkt->mss_at ? mss_limit(pkt, s, b) : 0;
 	translated = has_translation(s);
-	if (translated)
+	if (translated || mss)
 		translation_of(s, dir, &nat);
 	session_unlock(s);
+	clamped = mss && mss_clamp(pkt, mss, nat.delivered);
 	if (!translated)
-		return VERDICT_ACCEPT;
+		return clamped ? VERDICT_REWRITTEN : VERDICT_ACCEPT;
 	if (!can_complete_checksum(pkt))
 		return drop(b, FLOW_NAT_CHECKSUM);
 	nat_rewrite(pkt, &nat);
@@ -197,8 +223,11 @@ enum verdict slowpath_look(struct table *t, struct packet *pkt)
 		return v;
 	if (pkt->kind != PACKET_FLOW)      /* the hot queues decide about those themselves */
 		return drop(&b, FLOW_SLOWPATH_ERROR);
-	if (!(s = table_lookup(t, &pkt->key, &dir)))
-		return VERDICT_PUNT;
+	if (!(s = table_lookup(t, &pkt->key, &dir))) {
+		if (may_begin(pkt, &b))
+			return VERDICT_PUNT;
+		return wants_reset(pkt, &b) ? VERDICT_RESET : drop(&b, FLOW_TCP_NON_SYN_DROP);
+	}
 	session_unlock(s);
 	return VERDICT_ACCEPT;
 }

@@ -69,7 +69,7 @@ static void session_fill(struct table *t, struct session *s, const struct flow_k
 	s->type = SESSION_FLOW;
 	s->end_reason = END_NONE;
 	s->application = d->application;
-	s->flags = d->flags;
+	s->flags = d->flags | (d->discard ? FLAG_ONE_WAY : 0);
 	s->rule = d->rule;
 	s->nat_rule = d->nat_rule;
 	s->ingress = d->ingress;
@@ -111,6 +111,34 @@ static bool has_port(const struct flow_key *back)
 	return back->proto == IPPROTO_TCP || back->proto == IPPROTO_UDP || back->dport;
 }
 
+/* Ends the DISCARD session that a key belongs to; false: it belongs to a live one, or to none. */
+static bool discard_make_way(const struct burst *b, const struct flow_key *key)
+{
+	int dir;
+	struct session *s = table_lookup(b->table, key, &dir);
+	bool discard;
+
+	if (!s)
+		return false;
+	discard = s->state[0] == SESSION_DISCARD;
+	if (discard) {
+		session_set_closing(b->table, s, END_UNKNOWN);
+		wheel_schedule(b->table, s, b->now);
+	}
+	session_unlock(s);
+	return discard;
+}
+
+/* What was refused in the other direction does not keep an allowed session out. */
+static enum put_result put_return_flow(const struct burst *b, const struct flow_key *back, uint32_t ref)
+{
+	enum put_result result = flow_put(b->table, back, ref);
+
+	if (result == PUT_EXISTS && discard_make_way(b, back))
+		result = flow_put(b->table, back, ref);
+	return result;
+}
+
 /* Enters the return flow with a port of the pool, trying others while a live session answers to the same key: two
  * destinations that become one, or a port of ours that the peer happens to use. */
 static int put_with_port(const struct burst *b, struct session *s, struct flow_key *back, const struct decision *d)
@@ -130,7 +158,7 @@ static int put_with_port(const struct burst *b, struct session *s, struct flow_k
 			return INSTALL_NO_PORT;
 		back->dport = htons(lease.port);
 		session_set_return_key(s, back, &lease);
-		result = flow_put(t, back, id << 1 | 1);
+		result = put_return_flow(b, back, id << 1 | 1);
 		if (result == PUT_DONE)
 			return 0;
 		natpool_give(t, &lease);
@@ -171,7 +199,7 @@ static int put_as_it_is(const struct burst *b, struct session *s, struct flow_ke
 
 		session_set_return_key(s, back, NULL);
 		if (!shadows_socket(b->table, back, d))
-			result = flow_put(b->table, back, ref);
+			result = put_return_flow(b, back, ref);
 		if (result == PUT_DONE)
 			return 0;
 		if (result == PUT_NO_MEMORY)
@@ -184,7 +212,10 @@ static int put_as_it_is(const struct burst *b, struct session *s, struct flow_ke
 	return INSTALL_CLASH;
 }
 
-/* Both flows into the hash, its own first; 0 or an install_error with nothing left behind. */
+/* Both flows into the hash, its own first; 0 or an install_error with nothing left behind.
+ *
+ * Nothing answers what was refused, so a DISCARD session has no return flow: whoever sends to a host what policy denies
+ * could forbid it to open the same connection itself (RFC 5382 REQ-4a). */
 static int put_flows(const struct burst *b, struct session *s, const struct flow_key *key, const struct decision *d)
 {
 	struct table *t = b->table;
@@ -195,6 +226,10 @@ static int put_flows(const struct burst *b, struct session *s, const struct flow
 
 	if (result != PUT_DONE)
 		return result == PUT_EXISTS ? INSTALL_EXISTS : INSTALL_FULL;
+	if (d->discard) {
+		session_set_return_key(s, &back, NULL);
+		return 0;
+	}
 	if (d->source_nat == SOURCE_PORT && has_port(&back))
 		error = put_with_port(b, s, &back, d);
 	else

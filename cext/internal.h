@@ -44,14 +44,21 @@ struct sharer {
 struct zone_map {
 	uint32_t seq;
 	uint32_t n;
-	uint32_t ifindex[250];
-	uint8_t  zone[250];
+	uint32_t ifindex[MAX_INTERFACES];
+	uint8_t  zone[MAX_INTERFACES];
 };
 
 struct origin_list {
 	uint32_t lock;
 	uint32_t n;
 	struct origin origin[MAX_ORIGINS];
+};
+
+struct clamp_list {
+	uint32_t lock;
+	uint32_t n;
+	uint32_t ifindex[MAX_INTERFACES];
+	uint16_t mss[MAX_INTERFACES];
 };
 
 /* The head of the mapping; everything else is found by its offset from here, so the mapping may lie anywhere. */
@@ -94,6 +101,7 @@ struct table {
 
 	struct zone_map zones;
 	struct origin_list origins;
+	struct clamp_list clamps;
 	uint16_t pool_slot[2 * MAX_POOLS];   /* open addressing by address; number plus one, 0: empty */
 	uint8_t  pool_address[MAX_POOLS][16];
 	struct timers timers[MAX_APPLICATIONS];
@@ -186,6 +194,7 @@ uint8_t table_zone(const struct table *t, uint32_t ifindex);
 uint8_t table_zone_max(const struct table *t);
 bool table_is_own(const struct table *t, const uint8_t *address);
 bool table_is_foreign(const struct table *t, const uint8_t *address, uint8_t zone);
+uint16_t table_mss(const struct table *t, uint32_t ingress, uint32_t egress);
 bool address_in_range(const uint8_t *address, const uint8_t *first, const uint8_t *last);
 
 /* flowhash.c */
@@ -227,6 +236,7 @@ uint16_t checksum_add(const uint8_t *p, uint32_t len, uint32_t sum);            
 bool checksum_valid(const struct packet *pkt);
 void translation_deltas(const struct flow_key *from, const struct flow_key *to, uint16_t *l3, uint16_t *l4);
 void nat_rewrite(struct packet *pkt, const struct translation *nat);
+bool mss_clamp(struct packet *pkt, uint16_t mss, bool delivered);
 void nat_rewrite_error(struct packet *pkt, const struct translation *nat);
 
 /* What a session asks of a pool, and what it got: its port and plane. */

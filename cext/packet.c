@@ -18,7 +18,9 @@
 #define TRANSPORT_HEADER_MAX 60u   /* TCP with all its options */
 #define TCP_OPTION_END 0
 #define TCP_OPTION_NOP 1
+#define TCP_OPTION_MSS 2
 #define TCP_OPTION_SCALE 3
+#define TCP_OPTION_AO 29
 #define TCP_SCALE_MAX 14           /* RFC 7323 section 2.3 */
 
 /* An IP header, alone or quoted. */
@@ -168,19 +170,28 @@ static void key_ports(struct flow_key *key, const uint8_t *l4)
 	memcpy(&key->dport, l4 + 2, 2);
 }
 
-static void tcp_find_scale(struct packet *pkt, const uint8_t *option, const uint8_t *end)
+/* What a SYN offers.  The signature of TCP-AO covers the other options (RFC 5925 section 5.1), so beside one the MSS may
+ * not be touched; that of MD5 does not (RFC 2385 section 2.0). */
+static void tcp_read_options(struct packet *pkt, const uint8_t *option, const uint8_t *end)
 {
+	bool is_signed = false;
+
 	while (option < end && *option != TCP_OPTION_END) {
 		if (*option == TCP_OPTION_NOP) {
 			option++;
 			continue;
 		}
 		if (end - option < 2 || option[1] < 2 || option[1] > end - option)
-			return;
+			break;
 		if (option[0] == TCP_OPTION_SCALE && option[1] == 3)
 			pkt->window_scale = option[2] > TCP_SCALE_MAX ? TCP_SCALE_MAX : option[2];
+		else if (option[0] == TCP_OPTION_MSS && option[1] == 4)
+			pkt->mss_at = (uint16_t)(option + 2 - pkt->data);
+		is_signed |= option[0] == TCP_OPTION_AO;
 		option += option[1];
 	}
+	if (is_signed)
+		pkt->mss_at = 0;
 }
 
 static enum verdict parse_tcp(struct packet *pkt, const struct burst *b)
@@ -205,7 +216,7 @@ static enum verdict parse_tcp(struct packet *pkt, const struct burst *b)
 	pkt->seq_len = len - header + !!(pkt->tcp_flags & TCP_FLAG_SYN) + !!(pkt->tcp_flags & TCP_FLAG_FIN);
 	pkt->window_scale = 255;
 	if (pkt->tcp_flags & TCP_FLAG_SYN)
-		tcp_find_scale(pkt, tcp + 20, tcp + header);
+		tcp_read_options(pkt, tcp + 20, tcp + header);
 	return VERDICT_CONTINUE;
 }
 
@@ -334,6 +345,7 @@ enum verdict packet_parse(struct packet *pkt, const struct burst *b)
 	pkt->kind = PACKET_FLOW;
 	pkt->l4_checksum = 0;
 	pkt->tcp_flags = 0;
+	pkt->mss_at = 0;
 	pkt->seq_len = 0;
 	pkt->echo = 0;
 	if (!ip_view(pkt->data, pkt->len, &ip) || (ip.len > pkt->len && !pkt->cut))
@@ -348,7 +360,7 @@ enum verdict packet_parse(struct packet *pkt, const struct burst *b)
 		return drop(b, FLOW_PARSE_EXT_HDR);
 	key_addresses(&pkt->key, pkt->data, &ip);
 	pkt->key.zone = pkt->zone;
-	if (pkt->hook == HOOK_PREROUTING && !memcmp(pkt->key.src, pkt->key.dst, 16))
+	if (pkt->hook != HOOK_OUTPUT && !memcmp(pkt->key.src, pkt->key.dst, 16))
 		return drop(b, FLOW_PARSE_LAND);
 	if ((v = parse_l4(pkt, b)) != VERDICT_CONTINUE)
 		return v;

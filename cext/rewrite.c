@@ -178,21 +178,22 @@ static void checksum_begin(struct packet *pkt)
 	memcpy(pkt->data + pkt->l4_checksum, &check, 2);
 }
 
-static void l4_checksum_update(struct packet *pkt, const struct translation *nat)
+/* delivered: to the host, see struct translation. */
+static void l4_checksum_update(struct packet *pkt, uint16_t delta, bool delivered)
 {
 	uint8_t *at = pkt->data + pkt->l4_checksum;
 	bool udp = pkt->key.proto == IPPROTO_UDP;
 
 	if (!pkt->l4_checksum || (udp && !at[0] && !at[1]))
 		return;
-	if (pkt->checksum == CHECKSUM_SUPER && !nat->delivered) {
+	if (pkt->checksum == CHECKSUM_SUPER && !delivered) {
 		checksum_begin(pkt);
 		return;
 	}
 	if (pkt->checksum == CHECKSUM_PARTIAL || pkt->checksum == CHECKSUM_SUPER)
 		checksum_complete(pkt);
 	else
-		checksum_adjust(at, nat->l4_delta);
+		checksum_adjust(at, delta);
 	if (udp)
 		udp_avoid_zero(at);
 }
@@ -204,7 +205,23 @@ void nat_rewrite(struct packet *pkt, const struct translation *nat)
 	if (pkt->key.family == 4)
 		checksum_adjust(pkt->data + 10, nat->l3_delta);
 	write_ports(pkt->data + pkt->l4, &nat->from, &nat->to);
-	l4_checksum_update(pkt, nat);
+	l4_checksum_update(pkt, nat->l4_delta, nat->delivered);
+}
+
+/* Lowers the MSS that a SYN offers to at most `mss`; false if it is not higher.  Comes before nat_rewrite(). */
+bool mss_clamp(struct packet *pkt, uint16_t mss, bool delivered)
+{
+	uint8_t *at = pkt->data + pkt->mss_at, lowered[2] = {(uint8_t)(mss >> 8), (uint8_t)mss};
+	uint16_t delta;
+
+	if (get16(at) <= mss)
+		return false;
+	delta = fold(difference(at, lowered, 2));
+	if ((pkt->mss_at - pkt->l4) & 1)       /* the option may lie across two words of the sum (RFC 1071 section 2 B) */
+		delta = __builtin_bswap16(delta);
+	memcpy(at, lowered, 2);
+	l4_checksum_update(pkt, delta, delivered);
+	return true;
 }
 
 /* Offset of the checksum in a quoted transport header; 0: none, or beyond what is quoted. */

@@ -167,15 +167,18 @@ static void session_release(struct table *t, struct session *s)
 	uint32_t id = session_id(t, s);
 	struct flow_key key[2];
 	uint16_t pool, plane;
+	bool one_way;
 
 	spin_lock(&s->lock);
 	assert(s->state[0] == SESSION_CLOSED);
 	memcpy(key, s->key, sizeof(key));
+	one_way = s->flags & FLAG_ONE_WAY;
 	pool = s->pool;
 	plane = s->plane;
 	session_unlock(s);
 	flow_remove(t, &key[0], id << 1);
-	flow_remove(t, &key[1], id << 1 | 1);
+	if (!one_way)
+		flow_remove(t, &key[1], id << 1 | 1);
 	if (pool)
 		natpool_give(t, &(struct lease){.back = key[1], .session = id, .pool = pool - 1u,
 						.port = ntohs(key[1].dport), .plane = (uint8_t)plane});

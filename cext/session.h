@@ -16,6 +16,8 @@
 #define MAX_APPLICATIONS 2048
 #define MAX_ORIGINS 512
 #define MAX_POOLS 4096         /* translated addresses with a port space of their own */
+#define MAX_INTERFACES 250     /* in zones */
+#define MAX_ZONE_IDS 256
 #define MAX_PLANES 8           /* sessions that may share a translated address and port */
 #define MAX_SHARDS 20          /* counter shards, one writer each: 16 workers, then one thread each */
 #define SHARD_SLOW 16
@@ -40,7 +42,7 @@ enum session_state {
 	SESSION_INIT,          /* in the free list; holds what it held last, for `show session id`           */
 	SESSION_OPENING,       /* taken from the free list, being filled in; not in the hash, not in the wheel */
 	SESSION_ACTIVE,        /* in hash and wheel; [I] fields are frozen; packets pass                      */
-	SESSION_DISCARD,       /* in hash and wheel and in the discard list; every hit is dropped and counted */
+	SESSION_DISCARD,       /* in hash (c2s only), wheel and discard list; every hit is dropped and counted */
 	SESSION_CLOSING,       /* in hash and wheel, about to expire; a lookup does not see it                */
 	SESSION_CLOSED,        /* in hash, out of the wheel, handed to the ager; a lookup does not see it     */
 	SESSION_FREE,          /* out of hash and wheel, not yet in the free list                             */
@@ -80,6 +82,7 @@ enum session_flag {
 	FLAG_DNAT = 2,
 	FLAG_LOG_END = 4,
 	FLAG_HOST = 8,         /* terminated on the firewall, or opened by it */
+	FLAG_ONE_WAY = 16,     /* refused: only key[0] is in the hash */
 };
 
 enum tcp_seen {
@@ -161,6 +164,7 @@ struct settings {
 	uint32_t reject_non_syn;
 	uint32_t aging_threshold;    /* percent of the table; 0: accelerated aging is off */
 	uint32_t aging_factor;
+	uint8_t  reset_non_syn[MAX_ZONE_IDS];   /* by zone: what no session claims and begins none is answered by a RST */
 };
 
 enum checksum_state {
@@ -176,7 +180,11 @@ enum packet_kind {
 	PACKET_LINK_CONTROL,         /* neighbour and multicast listener discovery: for the link, needs no session */
 };
 
-enum packet_hook { HOOK_PREROUTING = 0, HOOK_FORWARD = 2, HOOK_OUTPUT = 3 };
+enum packet_hook {
+	HOOK_PREROUTING = 0,
+	HOOK_FORWARD = 2,            /* over a virtual wire; routed only if it comes from an interface of no zone */
+	HOOK_OUTPUT = 3,
+};
 
 /* Addresses that belong to a zone: an interface's subnet, or (ZONE_HOST) an address of the firewall's own. */
 struct origin {
@@ -189,7 +197,7 @@ struct origin {
 struct packet {
 	uint8_t *data;               /* from the IP header on: hostile bytes */
 	uint32_t len;
-	uint32_t ifindex;            /* ingress interface (the bridge port in bridge mode); HOOK_OUTPUT: the egress one */
+	uint32_t ifindex;            /* ingress interface (the port of a virtual wire); HOOK_OUTPUT: the egress one */
 	uint32_t mark;
 	uint8_t  hook;               /* enum packet_hook */
 	uint8_t  checksum;           /* enum checksum_state */
@@ -205,6 +213,7 @@ struct packet {
 	uint8_t  window_scale;       /* of a SYN; 255: not offered */
 	uint8_t  icmp_type;
 	uint8_t  echo;               /* 1: an ICMP echo, request or reply */
+	uint16_t mss_at;             /* offset of the MSS that a SYN offers; 0: none, or it is signed */
 	uint16_t window;
 	uint32_t seq;
 	uint32_t ack;
@@ -220,6 +229,7 @@ enum verdict {
 	VERDICT_REWRITTEN,           /* accept, and the payload goes back to the kernel */
 	VERDICT_PUNT,                /* the slow path decides */
 	VERDICT_DROP,
+	VERDICT_RESET,               /* of slowpath_look() alone: drop, count, and tell the sender by a RST */
 };
 
 /* What the slow path decided for a first packet: everything a session needs besides its key. */

@@ -120,7 +120,7 @@ void table_set_zones(struct table *t, const uint32_t *ifindex, const uint8_t *zo
 	struct zone_map *map = &t->zones;
 	uint32_t seq = map->seq;
 
-	assert(n <= 250);
+	assert(n <= MAX_INTERFACES);
 	__atomic_store_n(&map->seq, seq + 1, __ATOMIC_RELAXED);
 	for (uint32_t i = 0; i < n; i++) {
 		__atomic_store_n(&map->ifindex[i], ifindex[i], __ATOMIC_RELEASE);
@@ -175,6 +175,35 @@ void table_set_origins(struct table *t, const struct origin *origins, uint32_t n
 	memcpy(list->origin, origins, n * sizeof(*origins));
 	list->n = n;
 	spin_unlock(&list->lock);
+}
+
+/* One writer.  Read for SYNs only, so a reader that meets the writer waits; without clamps nobody locks. */
+void table_set_clamps(struct table *t, const uint32_t *ifindex, const uint16_t *mss, uint32_t n)
+{
+	struct clamp_list *list = &t->clamps;
+
+	assert(n <= MAX_INTERFACES);
+	spin_lock(&list->lock);
+	memcpy(list->ifindex, ifindex, n * sizeof(*ifindex));
+	memcpy(list->mss, mss, n * sizeof(*mss));
+	__atomic_store_n(&list->n, n, __ATOMIC_RELAXED);
+	spin_unlock(&list->lock);
+}
+
+/* The largest MSS that may be offered between two interfaces, of IPv4; 0: neither limits it. */
+uint16_t table_mss(const struct table *t, uint32_t ingress, uint32_t egress)
+{
+	struct clamp_list *list = (struct clamp_list *)&t->clamps;
+	uint16_t mss = 0;
+
+	if (!__atomic_load_n(&list->n, __ATOMIC_RELAXED))
+		return 0;
+	spin_lock(&list->lock);
+	for (uint32_t i = 0; i < list->n; i++)
+		if ((list->ifindex[i] == ingress || list->ifindex[i] == egress) && (!mss || list->mss[i] < mss))
+			mss = list->mss[i];
+	spin_unlock(&list->lock);
+	return mss;
 }
 
 bool address_in_range(const uint8_t *address, const uint8_t *first, const uint8_t *last)

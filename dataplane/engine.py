@@ -26,17 +26,19 @@ from dataplane.policy.applications import ICMP, TCP, UDP
 from dataplane.policy.compile import CompiledPolicy, compile_policy
 from dataplane.policy.model import Config
 from dataplane.replies import Replies
-from dataplane.routes import Monitor
+from dataplane.routes import Monitor, is_link_local
 from dataplane.rules import Hooks
 from dataplane.rules.answering import Answering
 from dataplane.rules.probe import find_backend, remove_leavings
 from dataplane.rules.sysctls import Sysctls
 from dataplane.sessions import HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, SessionTable
-from dataplane.slowpath import HOST_INBOUND, SlowPath, World, is_link_local
+from dataplane.slowpath import HOST_INBOUND, SlowPath, World
+from dataplane.wires import Wires
 
 MAX_WORKERS: int = lib.SHARD_SLOW
 MAX_ANSWERED = 4096
 OTHER = 255  # a protocol without timers of its own
+IP_TCP_HEADERS = 40  # bytes
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Engine:
         self._actions: dict[int, str] = {}  # rule number -> action, for the records of sessions that end
         self._sysctls = Sysctls(runtime_dir)
         self._answering = Answering(runtime_dir)
+        self._wires = Wires(config.virtual_wires, runtime_dir)
         self._backend = find_backend()
         self._replies = Replies(MARK_OWN)
         self._load_settings()
@@ -90,6 +93,7 @@ class Engine:
             (self.slowpath.start, self.slowpath.stop),
             (self._open_workers, self._close_workers),
             (self._install_rules, self._backend.remove),
+            (self._wires.build, self._wires.remove),
             (self._host_found, self._restore_host),
             (self.monitor.start, self.monitor.stop),
         )
@@ -131,14 +135,20 @@ class Engine:
     def _queues(self) -> range:
         return range(self.config.settings.queue.first, self._slow_queue + 1)
 
+    @property
+    def _routed(self) -> tuple[str, ...]:
+        """The zones' interfaces that are no ports of a virtual wire."""
+        return tuple(name for name in self.policy.interface_zone if name not in self._wires.ports)
+
     def _hooks(self) -> Hooks:
         queue = self.config.settings.queue
         return Hooks(
-            interfaces=tuple(self.policy.interface_zone),
+            interfaces=self._routed,
             first_queue=queue.first,
             workers=self._worker_count,
             slow_queue=self._slow_queue,
             fail_open=queue.fail_open,
+            wires=self._wires.names,
         )
 
     def _open_workers(self) -> None:
@@ -196,7 +206,12 @@ class Engine:
     def _load_settings(self) -> None:
         session = self.config.settings.session
         aging = session.accelerated_aging
-        self.table.configure(session.tcp_reject_non_syn, aging.threshold if aging.enabled else 0, aging.scaling_factor)
+        self.table.configure(
+            session.tcp_reject_non_syn,
+            aging.threshold if aging.enabled else 0,
+            aging.scaling_factor,
+            self.policy.reset_non_syn,
+        )
         self.names.set_zones(self.policy.zone_ids)
         for name in self.policy.applications.by_name:
             self.table.set_timers(self.names.applications.number(name), self._timers(name))
@@ -237,6 +252,7 @@ class Engine:
             application_rows={name: names.applications.number(name) for name in policy.applications.by_name},
             host_inbound_rule=names.rules.number(HOST_INBOUND),
             no_rule=names.rules.number(""),
+            peers=self._wires.peers(self.monitor.links),
         )
 
     # ---- what happens ----
@@ -251,8 +267,10 @@ class Engine:
         self.slowpath.world = now
         self._tell_table(now)
         if kind in ("link", "address"):
-            self._sysctls.apply(self.policy.interface_zone)
+            if self._routed:
+                self._sysctls.apply(self._routed)
             self._answering.set(self._answered())
+            self._wires.follow(self.monitor.links)
             self._follow_addresses()
         if kind == "route" or now.zone_by_interface != before.zone_by_interface:
             self._follow_routes()
@@ -267,9 +285,10 @@ class Engine:
                 yield from range(low, min(high + 1, low + MAX_ANSWERED))
 
     def _tell_table(self, world: World) -> None:
-        """What C needs to know of the host: zones by interface, and whose address is whose."""
+        """What C needs to know of the host: zones and clamps by interface, and whose address is whose."""
         self.names.set_interfaces({link.ifindex: link.name for link in world.links})
         self.table.set_zones(world.zone_by_interface)
+        self.table.set_clamps(mss_clamps(world))
         own = [(address, address, HOST_ZONE) for link in world.links for address in link.addresses]
         subnets = [
             (first, last, world.zone_by_interface[link.ifindex])
@@ -286,6 +305,8 @@ class Engine:
         for session in self.table.scan():
             route = world.fib.lookup(session.s2c.src)
             if session.host or session.state != "ACTIVE" or route is None or route.kind != "unicast":
+                continue
+            if session.ingress in world.peers:
                 continue
             zone = world.zone_by_interface.get(route.ifindex, 0)
             if zone != session.s2c.zone:
@@ -325,3 +346,13 @@ class Engine:
     def _records_lost(self, n: int) -> None:
         with self._losing:  # a shard has one writer at a time, and anybody may log
             lib.table_count(self.table.pointer, lib.SHARD_LOG, lib.LOG_RECORD_LOST, n)
+
+
+def mss_clamps(world: World) -> dict[int, int]:
+    """The largest MSS by interface index; `auto` is what the headers of IPv4 and TCP leave of a full packet."""
+    wanted = {link.ifindex: (world.policy.mss_clamps.get(link.name), link.mtu) for link in world.links}
+    return {
+        ifindex: mtu - IP_TCP_HEADERS if mss == "auto" else mss
+        for ifindex, (mss, mtu) in wanted.items()
+        if mss is not None
+    }

@@ -45,9 +45,12 @@ class Replies:
             4: _raw_socket(socket.AF_INET, mark),
             6: _raw_socket(socket.AF_INET6, mark) if socket.has_ipv6 else None,
         }
+        self._frames = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+        self._frames.setblocking(False)
         self._limit = RateLimit(UNREACHABLE_RATE)
 
     def close(self) -> None:
+        self._frames.close()
         for sock in self._sockets.values():
             if sock is not None:
                 sock.close()
@@ -71,11 +74,28 @@ class Replies:
             return False
         return True
 
+    def send_over_wire(self, packet: bytes | None, port: str, neighbour: bytes) -> bool:
+        """The same without a route: out of a port of a virtual wire to the MAC address that the refused packet came
+        from, without a tag."""
+        if packet is None or not self._limit.allows():
+            return False
+        ipv4 = packet[0] >> 4 == 4
+        whole = _with_checksum(packet[:20], 10, b"") + packet[20:] if ipv4 else packet
+        try:
+            self._frames.sendto(whole, (port, 0x0800 if ipv4 else 0x86DD, 0, 0, neighbour))
+        except OSError:  # the port is down
+            return False
+        return True
+
 
 def tcp_reset(packet: bytes, l4: int) -> bytes | None:
-    """The RST that refuses a TCP packet, in the destination's name; None for a RST. `l4`: offset of the TCP header."""
+    """The RST that refuses a TCP packet, in the destination's name; None where none may be sent.
+
+    `l4`: offset of the TCP header.
+    """
     sport, dport, seq, ack, offset, flags = struct.unpack_from("!HHIIBB", packet, l4)
-    if flags & RST:
+    source, destination = _addresses(packet)
+    if flags & RST or _names_a_group(source) or _names_a_group(destination):
         return None
     payload = _ip_length(packet) - l4 - (offset >> 4) * 4
     if flags & ACK:
@@ -83,7 +103,6 @@ def tcp_reset(packet: bytes, l4: int) -> bytes | None:
     else:
         acked = seq + payload + bool(flags & SYN) + bool(flags & FIN) & 0xFFFFFFFF
         header = struct.pack("!HHIIBBHHH", dport, sport, 0, acked, 5 << 4, RST | ACK, 0, 0, 0)
-    source, destination = _addresses(packet)
     return _datagram(
         destination, source, TCP, _with_checksum(header, 16, _pseudo(destination, source, TCP, len(header)))
     )

@@ -129,6 +129,11 @@ def is_ipv4(address: int) -> bool:
     return address >> 32 == 0xFFFF
 
 
+def is_link_local(address: int) -> bool:
+    """In fe80::/10."""
+    return address >> 118 == 0xFE80 >> 6
+
+
 def span(address: int, prefix_length: int) -> tuple[int, int]:
     """First and last address of the prefix that covers `address`; the length counts in the address's own family."""
     size = 1 << ((32 if is_ipv4(address) else 128) - prefix_length)

@@ -6,7 +6,7 @@ generation, so that a slot that has begun another life meanwhile is not meant.
 
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dataplane.ffi import check, enum_names, ffi, lib, unpacker
@@ -78,11 +78,15 @@ class SessionTable:
 
     # ---- settings ----
 
-    def configure(self, reject_non_syn: bool, aging_threshold: int, aging_factor: int) -> None:
-        """aging_threshold: percent of the table at which timers are divided by the factor; 0 switches that off."""
-        lib.table_set_settings(
-            self.pointer, ffi.new("struct settings *", [reject_non_syn, aging_threshold, aging_factor])
-        )
+    def configure(
+        self, reject_non_syn: bool, aging_threshold: int, aging_factor: int, reset_non_syn: Sequence[bool] = ()
+    ) -> None:
+        """aging_threshold: percent of the table at which timers are divided by the factor; 0 switches that off.
+
+        reset_non_syn: by zone id, whether TCP that belongs to no session and begins none is answered by a RST.
+        """
+        settings = [reject_non_syn, aging_threshold, aging_factor, list(reset_non_syn)]
+        lib.table_set_settings(self.pointer, ffi.new("struct settings *", settings))
 
     def set_timers(self, application: int, seconds: Mapping[str, int]) -> None:
         """The timers of one application's row, by the names of `struct timers`."""
@@ -91,6 +95,10 @@ class SessionTable:
     def set_zones(self, zones: Mapping[int, int]) -> None:
         """Interface index -> zone id, for all zones at once."""
         lib.table_set_zones(self.pointer, list(zones), bytes(zones.values()), len(zones))
+
+    def set_clamps(self, clamps: Mapping[int, int]) -> None:
+        """Interface index -> largest MSS of IPv4, for all interfaces at once that limit it."""
+        lib.table_set_clamps(self.pointer, list(clamps), list(clamps.values()), len(clamps))
 
     def set_origins(self, origins: Iterable[tuple[int, int, int]]) -> None:
         """Whose address is whose: (first, last, zone id), HOST_ZONE for the firewall's own. MAX_ORIGINS at most."""

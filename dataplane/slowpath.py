@@ -16,8 +16,8 @@ import select
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn
 
 from netfilterqueue import NetfilterQueue
 
@@ -32,7 +32,7 @@ from dataplane.policy.compile import AddressMap, CompiledNatRule, CompiledPolicy
 from dataplane.policy.model import Action
 from dataplane.policy.prefix import PrefixMap, Unmappable
 from dataplane.replies import RateLimit, Replies, tcp_reset, unreachable
-from dataplane.routes import Fib, Links, Route, is_ipv4
+from dataplane.routes import Fib, Links, Route, is_ipv4, is_link_local
 from dataplane.sessions import HOST_ZONE, MARK_SEEN, AlreadyInstalled, InstallError, SessionTable, read_key
 
 QUEUE_LENGTH = 4096  # packets that may wait in the kernel for a decision
@@ -46,7 +46,6 @@ STOP_LATENCY = 0.1  # seconds
 HOST_INBOUND = "host-inbound"  # the name under which sessions to the firewall itself are shown and denied
 RESETS = (Action.RESET_CLIENT, Action.RESET_SERVER, Action.RESET_BOTH)
 TCP = 6
-LINK_LOCAL = (0xFE80 << 112, 0x3FF << 118)  # fe80::/10
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +71,7 @@ class World:
     application_rows: Mapping[str, int]
     host_inbound_rule: int  # number
     no_rule: int  # number of the rule without a name
+    peers: Mapping[int, int] = field(default_factory=dict)  # ports of virtual wires -> the port at the other end
 
     def zone_of(self, route: Route | None) -> int:
         """Zone of a route's interface; Refused where there is no way or the interface is in no zone."""
@@ -115,6 +115,8 @@ def decide(first: First, world: World) -> Outcome:
         return predicted, None
     if key.zone == HOST_ZONE:
         return own_traffic(first, world), None
+    if (peer := world.peers.get(first.ingress)) is not None:
+        return over_wire(first, peer, world)
     route = world.fib.lookup(key.dst)
     check_source(key, world)
     if route is not None and route.kind in ("multicast", "broadcast"):
@@ -125,6 +127,14 @@ def decide(first: First, world: World) -> Outcome:
         route = world.fib.lookup(translated_destination(nat.destination_map, key.dst))
     if route is not None and route.kind == "local":
         return to_host(first, nat_index, world), None
+    return by_policy(first, route, nat_index, world)
+
+
+def over_wire(first: First, peer: int, world: World) -> Outcome:
+    """A session over a virtual wire leaves by the port at its other end, whatever its addresses are: nothing is routed,
+    no source can be false, and nothing is for the firewall itself."""
+    key, route = first.key, Route("unicast", peer, None, 0)
+    nat_index = world.policy.nat_rule(key.zone, world.zone_of(route), key.src, key.dst, key.proto, key.dport)
     return by_policy(first, route, nat_index, world)
 
 
@@ -222,10 +232,6 @@ def translation_of(nat: CompiledNatRule, key: FlowKey, world: World) -> Translat
 
 def application_row(first: First, world: World) -> int:
     return world.application_rows[world.policy.application(first.key.proto, first.key.dport, first.echo).name]
-
-
-def is_link_local(address: int) -> bool:
-    return address & LINK_LOCAL[1] == LINK_LOCAL[0]
 
 
 def _is_unspecified(address: int) -> bool:
@@ -340,7 +346,7 @@ class SlowPath(threading.Thread):
         payload = queued.get_payload()
         packet = self._parse(queued, payload)
         look = lib.slowpath_look(self._table.pointer, packet)
-        if look != lib.VERDICT_PUNT:
+        if look in (lib.VERDICT_ACCEPT, lib.VERDICT_DROP):
             return bool(look == lib.VERDICT_ACCEPT)
         first = First(
             read_key(ffi.buffer(ffi.addressof(packet, "key"))),
@@ -349,6 +355,8 @@ class SlowPath(threading.Thread):
             bool(packet.echo),
         )
         world = self.world
+        if look == lib.VERDICT_RESET:
+            self._disown(payload, packet.l4, first, world, queued.get_hw())
         decision, rule = decide(first, world)
         try:
             session_id = self._install(first.key, decision, packet.ip_len)
@@ -361,7 +369,7 @@ class SlowPath(threading.Thread):
             self._hits.add(rule.name)
             self._log(session_id, rule)
         if decision.discard:
-            self._refuse(payload, packet.l4, first, rule, world)
+            self._refuse(payload, packet.l4, first, rule, world, queued.get_hw())
         return not decision.discard
 
     def _parse(self, queued: Any, payload: bytes) -> Any:
@@ -402,22 +410,53 @@ class SlowPath(threading.Thread):
             return
         self._record("drop", refused_session(key, decision), rule.action.value, "resources-unavailable")
 
-    def _refuse(self, payload: bytes, l4: int, first: First, rule: CompiledSecurityRule | None, world: World) -> None:
+    def _refuse(
+        self,
+        payload: bytes,
+        l4: int,
+        first: First,
+        rule: CompiledSecurityRule | None,
+        world: World,
+        neighbour: bytes | None,
+    ) -> None:
         """Count the refusal and send what the rule's action promises to the client; the server has seen nothing.
 
-        A rule that resets TCP never answers it with an unreachable (PAN-OS).
+        A rule that resets TCP never answers it with an unreachable (PAN-OS). `neighbour`: the MAC address that the
+        packet came from, with two bytes of padding.
         """
         self._table.count(lib.FLOW_POLICY_DENY if rule is not None else lib.FLOW_HOST_SERVICE_DENY)
         if rule is None:
             return
         resets = first.key.proto == TCP and rule.action in RESETS
         if resets and rule.action is not Action.RESET_SERVER:
-            self._answer(tcp_reset(payload, l4), lib.FLOW_ACTION_RESET)
+            self._reset(tcp_reset(payload, l4), first, world, neighbour)
         elif rule.icmp_unreachable and not resets:
             link = world.links.by_index(first.ingress)
             own = world.interface_address(link.name, first.key.family == 4) if link is not None else None
             if own is not None:
                 self._answer(unreachable(payload, own), lib.FLOW_ACTION_UNREACHABLE)
+
+    def _reset(self, packet: bytes | None, first: First, world: World, neighbour: bytes | None) -> None:
+        """A virtual wire has no route for the RST: it goes back to the neighbour."""
+        port = world.links.by_index(first.ingress) if first.ingress in world.peers else None
+        if port is None:
+            self._answer(packet, lib.FLOW_ACTION_RESET)
+        elif packet is not None and neighbour is not None:
+            sent = self._replies.send_over_wire(packet, port.name, neighbour[:6])
+            self._table.count(lib.FLOW_ACTION_RESET if sent else lib.FLOW_ACTION_LIMITED)
+
+    def _disown(self, payload: bytes, l4: int, first: First, world: World, neighbour: bytes | None) -> NoReturn:
+        """Answer a segment of a connection that nobody remembers as its receiver would, if there can be one.
+
+        On a virtual wire nothing is routed, so there always can.
+        """
+        if first.ingress not in world.peers:
+            check_source(first.key, world)
+            route = world.fib.lookup(first.key.dst)
+            if route is None or route.kind not in ("unicast", "local"):
+                raise Refused(lib.FLOW_TCP_NON_SYN_DROP)
+        self._reset(tcp_reset(payload, l4), first, world, neighbour)
+        raise Refused(lib.FLOW_TCP_NON_SYN_DROP)
 
     def _answer(self, packet: bytes | None, counter: int) -> None:
         if packet is not None:

@@ -102,8 +102,19 @@ class SessionTable:
         return {i: entry for i, entry in self.entries.items() if entry.state in ("ACTIVE", "DISCARD")}
 
     def find(self, key: Key) -> tuple[int, int] | None:
-        """(id, direction) of the live session that has this key."""
-        return next(((i, entry.keys.index(key)) for i, entry in self.alive().items() if key in entry.keys), None)
+        """(id, direction) of the live session that has this key; what was refused has no return flow."""
+        flows = ((i, entry, entry.keys[: 1 if entry.state == "DISCARD" else 2]) for i, entry in self.alive().items())
+        return next(((i, entry.keys.index(key)) for i, entry, keys in flows if key in keys), None)
+
+    def occupied(self, key: Key) -> bool:
+        """Whether a session that is not a refusal has this key."""
+        return (found := self.find(key)) is not None and self.entries[found[0]].state == "ACTIVE"
+
+    def make_way(self, key: Key) -> None:
+        """A refusal of what a new session expects as its answer ends."""
+        found = self.find(key)
+        if found is not None and not self.occupied(key):
+            self.close(found[0])
 
     def take_slot(self, discard: bool) -> int | None:
         """The next slot, old DISCARD sessions making room; None when the table stays full."""

@@ -14,6 +14,7 @@ For each packet the books are checked: one verdict, and one drop counter if the 
 
 import ipaddress
 import socket
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -242,9 +243,21 @@ class Firewall:
 
     # ---- configuration ----
 
-    def configure(self, reject_non_syn: bool = True, aging_threshold: int = 0, aging_factor: int = 2) -> None:
-        settings = ffi.new("struct settings *", [reject_non_syn, aging_threshold, aging_factor])
+    def configure(
+        self,
+        reject_non_syn: bool = True,
+        aging_threshold: int = 0,
+        aging_factor: int = 2,
+        reset_non_syn: Collection[int] = (),
+    ) -> None:
+        """reset_non_syn: zones."""
+        by_zone = [zone in reset_non_syn for zone in range(lib.MAX_ZONE_IDS)]
+        settings = ffi.new("struct settings *", [reject_non_syn, aging_threshold, aging_factor, by_zone])
         lib.table_set_settings(self.table, settings)
+
+    def clamp(self, clamps: Mapping[int, int]) -> None:
+        """Largest MSS by interface, of IPv4."""
+        lib.table_set_clamps(self.table, list(clamps), list(clamps.values()), len(clamps))
 
     def set_timers(self, application: int = 0, **seconds: int) -> None:
         lib.table_set_timers(self.table, application, ffi.new("struct timers *", TIMERS | seconds))

@@ -1,5 +1,7 @@
 """The order of the steps that a packet takes, told as conversations."""
 
+import socket
+
 import pytest
 
 from dataplane.ffi import ffi, lib
@@ -61,6 +63,27 @@ def test_mid_stream_packets_are_decided_where_non_syn_is_allowed(firewall):
     firewall.c2s(TCP("10.0.0.5:4000", "8.8.8.8:80", "R")).is_dropped("flow_tcp_non_syn_drop")
 
 
+@pytest.mark.parametrize("flags", ["SA", "A", "FA", "PA"])
+def test_the_slow_path_resets_what_belongs_to_no_session_where_the_zone_says_so(firewall, flags):
+    """`non-syn: reset`: a RST is never answered, nor is anything from another zone."""
+    firewall.configure(reset_non_syn=[INSIDE])
+    stray = TCP("10.0.0.5:4000", "8.8.8.8:80", flags)
+    firewall.c2s(stray).is_punted()
+    assert firewall.look(stray)[0] == lib.VERDICT_RESET
+    firewall.s2c(stray).is_dropped("flow_tcp_non_syn_drop")
+    assert firewall.look(stray, OUTSIDE)[0] == lib.VERDICT_DROP
+    firewall.c2s(TCP("10.0.0.5:4000", "8.8.8.8:80", "R")).is_dropped("flow_tcp_non_syn_drop")
+    firewall.c2s(TCP("10.0.0.5:4000", "8.8.8.8:80", "RA")).is_dropped("flow_tcp_non_syn_drop")
+    firewall.c2s(stray, mark=lib.MARK_SEEN).is_dropped("flow_marked_miss")
+
+
+def test_a_zone_that_resets_still_picks_up_where_non_syn_is_allowed(firewall):
+    """What may begin a session does; only an answer to nothing is reset."""
+    firewall.configure(reject_non_syn=False, reset_non_syn=[INSIDE])
+    assert firewall.look(TCP("10.0.0.5:4000", "8.8.8.8:80", "A"))[0] == lib.VERDICT_PUNT
+    assert firewall.look(TCP("10.0.0.5:4000", "8.8.8.8:80", "SA"))[0] == lib.VERDICT_RESET
+
+
 def test_a_denied_flow_dies_in_the_fast_path(firewall):
     """Hits on a DISCARD session are dropped, counted by the session, and do not keep it alive."""
     firewall.refuses()
@@ -75,13 +98,33 @@ def test_a_denied_flow_dies_in_the_fast_path(firewall):
     assert [ended.reason for ended in firewall.expire()] == ["aged-out"]
 
 
+def test_what_was_refused_outside_does_not_keep_the_same_connection_from_inside_out(firewall):
+    """RFC 5382 REQ-4a: an unsolicited SYN from outside, then the client's own between the same two ports."""
+    firewall.decision = {"egress_zone": INSIDE, "ingress": OUTSIDE, "egress": INSIDE, "discard": 1}
+    firewall.s2c(TCP("8.8.8.8:80", "10.0.0.5:4000", "S", seq=1)).is_dropped("flow_policy_deny")
+    refused = firewall.installed
+    Connection(firewall.decides()).open()
+    assert [ended.id for ended in firewall.expire()] == [refused]
+    assert (firewall.state(), firewall.stats()["discard"], firewall.stats()["tcp"]) == ("ACTIVE", 0, 1)
+
+
+def test_each_direction_is_refused_by_a_session_of_its_own(firewall):
+    """Denied both ways: two DISCARD sessions, and neither ends the other."""
+    firewall.decision = {"egress_zone": INSIDE, "ingress": OUTSIDE, "egress": INSIDE, "discard": 1}
+    firewall.s2c(UDP("8.8.8.8:80", "10.0.0.5:4000")).is_dropped("flow_policy_deny")
+    firewall.refuses().c2s(UDP("10.0.0.5:4000", "8.8.8.8:80")).is_dropped("flow_policy_deny")
+    firewall.s2c(UDP("8.8.8.8:80", "10.0.0.5:4000")).is_dropped("flow_discard_hit")
+    firewall.c2s(UDP("10.0.0.5:4000", "8.8.8.8:80")).is_dropped("flow_discard_hit")
+    assert firewall.stats()["discard"] == 2
+
+
 def test_a_discarded_connection_is_not_tracked(firewall):
     """DISCARD sessions keep list links where others keep sequence numbers."""
     firewall.refuses()
     firewall.c2s(TCP("10.0.0.5:4000", "8.8.8.8:80")).is_dropped("flow_policy_deny")
     firewall.c2s(TCP("10.0.0.5:4001", "8.8.8.8:80")).is_dropped("flow_policy_deny")
     firewall.c2s(TCP("10.0.0.5:4000", "8.8.8.8:80", "R", seq=5)).is_dropped("flow_discard_hit")
-    firewall.s2c(TCP("8.8.8.8:80", "10.0.0.5:4000", "SA", seq=5)).is_dropped("flow_discard_hit")
+    firewall.s2c(TCP("8.8.8.8:80", "10.0.0.5:4000", "SA", seq=5)).is_dropped("flow_tcp_non_syn_drop")
     assert firewall.stats()["discard"] == 2
 
 
@@ -131,7 +174,7 @@ def test_an_error_about_a_denied_flow_is_dropped(firewall):
     """What policy denies does not come back as an error."""
     quoted = bytes(UDP("10.0.0.5:4000", "8.8.8.8:53"))
     firewall.refuses().c2s(quoted).is_dropped("flow_policy_deny")
-    firewall.s2c(Error("8.8.8.8", "10.0.0.5", quoted, 3, 3)).is_dropped("flow_discard_hit")
+    firewall.s2c(Error("8.8.8.8", "10.0.0.5", quoted, 3, 3)).is_dropped("flow_icmp_error_no_session")
 
 
 def test_an_error_neither_refreshes_nor_ends_a_session(firewall):
@@ -171,6 +214,13 @@ def test_forwarded_neighbour_discovery_is_no_link_control(firewall):
     touched = bytearray(NDP + b"\x86\0\0\0" + bytes(20))
     touched[7] = 254
     firewall.c2s(bytes(touched)).is_punted()
+
+
+def test_discovery_over_a_virtual_wire_is_for_any_address(firewall):
+    """Both ends are on one link; routed, the same would be on its way to another."""
+    to_one_host = NDP[:24] + socket.inet_pton(socket.AF_INET6, "2001:db8::1") + b"\x87\0\0\0" + bytes(20)
+    firewall.c2s(to_one_host, hook=lib.HOOK_FORWARD).passes()
+    firewall.c2s(to_one_host).is_dropped("flow_link_control_transit")
 
 
 def test_the_slow_path_is_told_when_somebody_was_faster(firewall):

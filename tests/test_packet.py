@@ -233,7 +233,9 @@ def test_an_atomic_fragment_is_a_whole_packet(firewall):
 @pytest.mark.parametrize("address", [C4, f"[{C6}]"])
 def test_land_is_dropped(firewall, address):
     """Nobody else sends to himself through us; the firewall's own packets may."""
-    firewall.c2s(TCP(f"{address}:80", f"{address}:80")).is_dropped("flow_parse_land")
+    land = TCP(f"{address}:80", f"{address}:80")
+    for hook in (lib.HOOK_PREROUTING, lib.HOOK_FORWARD):
+        firewall.c2s(land, hook=hook).is_dropped("flow_parse_land")
     firewall.own(UDP(f"{address}:1", f"{address}:2")).is_punted()
 
 

@@ -49,11 +49,36 @@ def test_a_shipped_configuration_survives_being_printed_and_read_again():
     assert Config.model_validate(config.model_dump(by_alias=True, mode="json", exclude_none=True)) == config
 
 
+@pytest.mark.parametrize("value", ["536", "1360", "9000", "auto"])
+def test_an_interface_may_clamp(value):
+    """536 to 9000, or by its MTU."""
+    config = parse(f"{ZONES}interfaces: {{out0: {{mss-clamp: {value}}}}}", "f.yaml")
+    assert str(config.interfaces["out0"].mss_clamp) == value
+
+
+@pytest.mark.parametrize("value", ["535", "9001", "true", "'1360'", "half"])
+def test_a_clamp_that_is_none(value):
+    """The range is said, and the faults of other interfaces are found in the same run."""
+    assert problems(f"{ZONES}interfaces: {{out0: {{mss-clamp: {value}}}, in0: {{mtu: 1}}, eth9: {{}}}}") == [
+        "f.yaml:4: interfaces.eth9: interface 'eth9' is in no zone",
+        "f.yaml:4: interfaces.in0.mtu: unknown key",
+        "f.yaml:4: interfaces.out0.mss-clamp: must be auto or a number from 536 to 9000",
+    ]
+
+
+def test_a_zone_drops_or_resets_what_is_no_syn():
+    """Nothing else."""
+    zone = ZONES + "  - {name: dmz, interfaces: [dmz0], non-syn: %s}"
+    assert parse(zone % "reset", "f.yaml").zones[2].non_syn == "reset"
+    assert problems(zone % "ignore") == ["f.yaml:4: zones[2].non-syn: must be 'drop' or 'reset', not 'ignore'"]
+
+
 def test_what_is_left_out_has_the_documented_value():
     """A file of zones alone is a whole configuration."""
     config = parse(ZONES, "f.yaml")
     session = config.settings.session
     assert config.zones[0].anti_spoof
+    assert (config.zones[0].non_syn, config.interfaces) == ("drop", {})
     assert session.max_sessions == 262144
     assert session.timeouts.model_dump(by_alias=True) == {
         "tcp": 3600,
@@ -356,10 +381,70 @@ def test_an_impossible_nat_rule_is_refused(text, problem):
     assert f"nat-rules[0].{problem}" in nat(text)
 
 
-def test_a_virtual_wire_is_understood_but_not_yet_honoured():
-    """An accepted setting that does nothing would be a lie."""
-    text = f"{ZONES}virtual-wires: [{{name: w, interfaces: [in0, out0]}}]"
-    assert problems(text) == ["f.yaml:4: virtual-wires[0]: a virtual wire is not supported by this release"]
+WIRE = f"{ZONES}  - {{name: lan, interfaces: [lan0, lan1]}}\nvirtual-wires: [{{name: w, interfaces: [in0, out0]}}]\n"
+
+
+def test_a_virtual_wire_carries_untagged_frames():
+    """What PAN-OS allows unless it is told otherwise."""
+    (wire,) = parse(WIRE, "f.yaml").virtual_wires
+    assert (wire.name, wire.interfaces, wire.tag_allowed) == ("w", ("in0", "out0"), ("0",))
+
+
+@pytest.mark.parametrize(
+    ("wires", "problem"),
+    [
+        ("{name: w, interfaces: [in0, eth9]}", "virtual-wires[0].interfaces: interface 'eth9' is in no zone"),
+        ("{name: in0, interfaces: [in0, out0]}", "virtual-wires[0].name: 'in0' is the name of an interface"),
+        ("{name: a/b, interfaces: [in0, out0]}", "virtual-wires[0].name: 'a/b' cannot be the name of an interface"),
+        ("{name: w, interfaces: [in0]}", "virtual-wires[0].interfaces: must hold at least 2, not 1"),
+        (
+            "{name: w, interfaces: [lan0, out0]}",
+            "zones[2].interfaces: an end of a virtual wire needs a zone of its own",
+        ),
+        (
+            "{name: w, interfaces: [in0, out0], tag-allowed: [4095]}",
+            "virtual-wires[0].tag-allowed: '4095' is not a VLAN id from 0 to 4094 or a range of ids",
+        ),
+        (
+            "{name: w, interfaces: [in0, out0], tag-allowed: [9-3]}",
+            "virtual-wires[0].tag-allowed: the range '9-3' is reversed",
+        ),
+        (
+            "{name: w, interfaces: [in0, out0], tag-allowed: 0}",
+            "virtual-wires[0].tag-allowed: must be a list of VLAN ids and ranges",
+        ),
+    ],
+)
+def test_an_impossible_virtual_wire_is_refused(wires, problem):
+    """Ports in zones of their own, names that a device can have, VLAN ids that exist."""
+    text = f"{ZONES}  - {{name: lan, interfaces: [lan0, lan1]}}\nvirtual-wires: [{wires}]"
+    assert problem in [line.split(": ", 1)[1] for line in problems(text)]
+
+
+@pytest.mark.parametrize(
+    ("zones", "refused"),
+    [("from: [trust], to: untrust", True), ("from: [any], to: any", True), ("from: [lan], to: any", False),
+     ("from: [any], to: lan", False)],
+)  # fmt: skip
+def test_a_wire_has_no_address_to_translate_to(zones, refused):
+    """Only a rule that a session over the wire may match is refused."""
+    text = (
+        f"{WIRE}nat-rules: [{{name: n, {zones}, source-translation: {{type: dynamic-ip-and-port, interface: lan0}}}}]"
+    )
+    with suppress(ConfigError):
+        parse(text, "f.yaml")
+        assert not refused
+        return
+    assert problems(text) == [
+        "f.yaml:6: nat-rules[0].source-translation.interface: a virtual wire has no address; translate to addresses"
+    ]
+
+
+def test_nothing_is_inbound_to_the_host_over_a_wire():
+    """It has no address there."""
+    assert problems(f"{WIRE}host-inbound: {{trust: [ping]}}") == [
+        "f.yaml:6: host-inbound.trust: the firewall has no address on a virtual wire"
+    ]
 
 
 def test_a_default_rule_is_overridden_in_action_and_logging_only_and_last():

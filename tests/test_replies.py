@@ -50,6 +50,12 @@ def assert_checksums(answer: bytes) -> None:
     assert answer == bytes(expected)
 
 
+@pytest.mark.parametrize("ends", [("10.1.0.2", "224.0.0.9"), ("224.0.0.9", "10.1.0.2"), ("fd00:1::2", "ff02::9")])
+def test_a_group_of_hosts_is_neither_answered_nor_speaks(ends):
+    """RFC 1122 section 3.2.2, for a RST as for an unreachable."""
+    assert reset(header(ends) / TCP(sport=4000, dport=80, flags="A")) is None
+
+
 @pytest.mark.parametrize("ends", [V4, V6])
 def test_a_syn_is_refused_as_a_closed_port_would(ends):
     """RFC 9293 section 3.10.7.1: sequence 0, and an acknowledgement of the SYN."""

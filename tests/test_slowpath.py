@@ -5,7 +5,7 @@
 """
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -275,6 +275,31 @@ def test_an_interface_without_an_address_has_no_pool():
 def test_ping_is_an_application_and_other_icmp_is_icmp(echo):
     """Both have port 0; only the type tells them apart."""
     assert decided("10.1.0.2", "8.8.8.8", ICMP, echo=echo).application == ("ping" if echo else "icmp")
+
+
+# ---- over a virtual wire ----
+
+WIRED = replace(make_world(), peers={IN0: OUT0, OUT0: IN0})
+
+
+def test_a_wire_leads_to_its_other_end_whatever_the_addresses_are():
+    """No route is asked and no source is false; nothing is for the firewall, not even its own address."""
+    for source, destination in (("192.0.2.7:1", "10.1.0.1:22"), ("10.2.0.1:1", "192.0.2.9:80")):
+        outcome = decided(source, destination, world=WIRED)
+        assert (outcome.rule, outcome.decision.host) == ("out", False)
+        assert (outcome.decision.ingress, outcome.decision.egress) == (IN0, OUT0)
+        assert outcome.decision.egress_zone == UNTRUST
+
+
+def test_the_zone_of_a_nat_rule_is_that_of_the_other_end():
+    """For the original destination and for the translated one, which is in no other place."""
+    outcome = decided("10.1.0.2:4000", "10.1.0.9:443", world=WIRED)
+    assert (outcome.nat_rule, outcome.decision.translation) == (
+        "lan-snat",
+        Translation(source=address(POOL), ports=(1024, 65535)),
+    )
+    outcome = decided("8.8.8.8:4000", "10.2.0.80:80", zone=UNTRUST, world=WIRED)
+    assert (outcome.nat_rule, outcome.decision.egress) == (None, IN0)
 
 
 # ---- no way ----

@@ -111,12 +111,12 @@ class TableMachine(RuleBasedStateMachine):
         if kind == "port":
             return 0 if self.good_ports(key) else int(lib.INSTALL_NO_PORT)
         back = answer(key, kind)
-        clash = self.model.find(back) is not None or back == key
-        return int(lib.INSTALL_CLASH) if clash and kind in ("plain", "refuse") else 0
+        clash = self.model.occupied(back) or back == key
+        return int(lib.INSTALL_CLASH) if clash and kind == "plain" else 0
 
     def good_ports(self, key: Key) -> set[int]:
         ports = set(range(PORTS[0], PORTS[1] + 1)) - self.model.lent()
-        return {port for port in ports if not self.model.find(answer(key, "port", port))}
+        return {port for port in ports if not self.model.occupied(answer(key, "port", port))}
 
     def check_installed(self, slot: int, key: Key, kind: str) -> None:
         session = self.firewall.session(slot)
@@ -125,11 +125,13 @@ class TableMachine(RuleBasedStateMachine):
         expected = answer(key, kind)
         if kind == "port":
             assert port in self.good_ports(key)
-        elif self.model.find(expected):
+        elif kind != "refuse" and self.model.occupied(expected):
             assert port >= 1024
-            assert self.model.find(back) is None
+            assert not self.model.occupied(back)
         else:
             assert back == expected
+        if kind != "refuse":
+            self.model.make_way(back)
         assert session.generation > self.generations.get(slot, 0)  # a refused install takes a life as well
         self.generations[slot] = session.generation
         state = "DISCARD" if kind == "refuse" else "ACTIVE"

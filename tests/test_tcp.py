@@ -3,7 +3,7 @@
 import pytest
 
 from dataplane.ffi import lib
-from tests.talk import TCP, UDP, Connection, Firewall
+from tests.talk import INSIDE, TCP, UDP, Connection, Firewall
 
 
 @pytest.fixture
@@ -183,6 +183,23 @@ def test_simultaneous_open(firewall):
     assert firewall.tcp_state() == "ESTABLISHED"
     assert list(firewall.session().window_scale) == [7, 7]
     assert connection.s2c("PA", bytes(1000)).left
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_split_handshake_leaves_the_initiator_the_client(firewall, first):
+    """The server answers the SYN with a SYN and ACKs the SYN-ACK; whoever speaks first, the session is the client's."""
+    connection = Connection(firewall, scale=(7, 7))
+    assert connection.c2s("S").left
+    assert connection.s2c("S").left
+    assert connection.c2s("SA", seq=1000).left
+    assert connection.s2c("A").left
+    assert connection.send(first, "PA", b"hello").left
+    assert connection.send(1 - first, "A").left
+    assert (firewall.tcp_state(), firewall.timeout()) == ("ESTABLISHED", 3600)
+    assert firewall.session().key[0].zone == INSIDE
+    connection.s2c("R").passes()
+    firewall.wait(15.2)
+    assert reasons(firewall) == ["tcp-rst-from-server"]
 
 
 def test_data_in_the_syn_is_acknowledged_or_not(firewall):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from operator import xor
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dataplane.policy.applications import (
     ECHO_PROTOCOLS,
@@ -257,6 +257,10 @@ class CompiledPolicy:
     interface_zone: Mapping[str, int]
     anti_spoof: tuple[bool, ...]
     """By zone id."""
+    reset_non_syn: tuple[bool, ...]
+    """By zone id."""
+    mss_clamps: Mapping[str, int | Literal["auto"]]
+    """By interface, of IPv4."""
     security_rules: tuple[CompiledSecurityRule, ...]
     """In order, the intrazone and the interzone default last."""
     nat_rules: tuple[CompiledNatRule, ...]
@@ -346,6 +350,8 @@ def compile_policy(config: Config) -> CompiledPolicy:
             {name: zone_ids[zone.name] for zone in config.zones for name in zone.interfaces}
         ),
         anti_spoof=(False, *(zone.anti_spoof for zone in config.zones)),
+        reset_non_syn=(False, *(zone.non_syn == "reset" for zone in config.zones)),
+        mss_clamps={name: own.mss_clamp for name, own in config.interfaces.items() if own.mss_clamp is not None},
         security_rules=(*(_security_rule(rule) for rule in written), *defaults),
         nat_rules=nat_rules,
         pools=tuple(_pools(nat_rules)),

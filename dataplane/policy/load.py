@@ -3,8 +3,7 @@
 One run reports everything: the text's own faults (document.py), then each value's type and range (model.py), then
 what needs two places to be seen together, such as a name that is defined nowhere. So that a wrong value does not hide
 the third kind, it is replaced by a harmless stand-in once it has been reported, and the checks run on what is left.
-Every impossible setting is an error, and so is one this release does not honour: a firewall must not seem to do what
-it does not do.
+Every impossible setting is an error: a firewall must not seem to do what it does not do.
 """
 
 from collections import Counter
@@ -49,6 +48,7 @@ MAX_DYNAMIC_IP = 32_768
 """Addresses of a dynamic-ip pool, which has no ports (PAN-OS)."""
 
 _LAST_QUEUE = 65535
+_NO_ADDRESS = "a virtual wire has no address; translate to addresses"
 _MATCH_FIELDS = {
     "from_zones", "to_zones", "source", "negate_source", "destination", "negate_destination", "application", "service",
 }  # fmt: skip
@@ -77,7 +77,7 @@ def parse(text: str, name: str) -> Config:
         raise ConfigError([f"{name}:{error.line}: file: {error.reason}"]) from None
     config, problems = _validate(document)
     if config is not None:
-        problems += _unexplained([*_Check(config).problems(), *unsupported(config)], problems)
+        problems += _unexplained(_Check(config).problems(), problems)
     if config is None or problems:
         raise ConfigError(_report(document, problems, name))
     return config
@@ -86,12 +86,6 @@ def parse(text: str, name: str) -> Config:
 def _report(document: Document, problems: Iterable[Problem], name: str) -> list[str]:
     lines = [(p.line or document.line(p.path), document.describe(p.path) or "file", p.message) for p in problems]
     return [f"{name}:{line}: {place}: {message}" for line, place, message in sorted(set(lines))]
-
-
-def unsupported(config: Config) -> list[Problem]:
-    """What the contract knows and this release cannot honour yet."""
-    later = "is not supported by this release"
-    return [Problem(("virtual-wires", i), f"a virtual wire {later}") for i in range(len(config.virtual_wires))]
 
 
 def _unexplained(found: Iterable[Problem], known: Iterable[Problem]) -> list[Problem]:
@@ -172,6 +166,7 @@ _TYPES = {
 _ITEMS = (("zones",), ("virtual-wires",), ("security-rules",), ("nat-rules",))
 _DEFINITIONS = (("zones",), ("addresses",), ("address-groups",), ("services",), ("service-groups",), ("applications",))
 _ENTRY_STAND_INS: dict[str, object] = {
+    "interfaces": {},
     "addresses": "0.0.0.0",
     "address-groups": ["0.0.0.0"],
     "services": {"protocol": "tcp", "destination-port": 1},
@@ -181,7 +176,7 @@ _ENTRY_STAND_INS: dict[str, object] = {
 }
 _ITEM_STAND_INS: dict[str, dict[str, object]] = {
     "zones": {"interfaces": []},
-    "virtual-wires": {"interfaces": ["?0", "?1"]},
+    "virtual-wires": {"name": "?", "interfaces": ["?0", "?1"]},
     "security-rules": {"action": "deny"},
     "nat-rules": {},
 }
@@ -224,6 +219,9 @@ class _Check:
         self.objects = Objects(config)
         self.zones = {zone.name for zone in config.zones}
         self.zone_of = {interface: zone.name for zone in reversed(config.zones) for interface in zone.interfaces}
+        self.wire_zones = {
+            self.zone_of[port] for wire in config.virtual_wires for port in wire.interfaces if port in self.zone_of
+        }
         self.address_names = {*config.addresses, *config.address_groups}
         self.service_names = {*config.services, *config.service_groups}
         self.applications = {*BUILT_IN, *config.applications}
@@ -259,6 +257,9 @@ class _Check:
                         ("zones", i, "interfaces", j), f"interface '{interface}' is already in zone '{seen[interface]}'"
                     )
                 seen.setdefault(interface, zone.name)
+        for name in self.config.interfaces:
+            if name not in self.zone_of:
+                yield Problem(("interfaces", name), f"interface '{name}' is in no zone")
         yield from self._virtual_wires()
 
     def _virtual_wires(self) -> Iterator[Problem]:
@@ -267,13 +268,16 @@ class _Check:
         uses = Counter(interface for wire in wires for interface in wire.interfaces)
         for i, wire in enumerate(wires):
             place = ("virtual-wires", i, "interfaces")
+            if wire.name in self.zone_of or wire.name in uses:
+                yield Problem(("virtual-wires", i, "name"), f"'{wire.name}' is the name of an interface")
             for j, interface in enumerate(wire.interfaces):
                 if interface not in self.zone_of:
                     yield Problem((*place, j), f"interface '{interface}' is in no zone")
                 if uses[interface] > 1:
                     yield Problem((*place, j), f"interface '{interface}' is on more than one end of a virtual wire")
-            if len({self.zone_of.get(interface, interface) for interface in wire.interfaces}) == 1:
-                yield Problem(place, "both ends are in one zone; each needs a zone of its own")
+        for i, zone in enumerate(self.config.zones):
+            if zone.name in self.wire_zones and len(zone.interfaces) > 1:
+                yield Problem(("zones", i, "interfaces"), "an end of a virtual wire needs a zone of its own")
 
     def _applications(self) -> Iterator[Problem]:
         claimed: list[tuple[str, int, int, int]] = []
@@ -292,6 +296,8 @@ class _Check:
         for zone, services in self.config.host_inbound.items():
             if zone not in self.zones:
                 yield Problem(("host-inbound", zone), f"unknown zone '{zone}'")
+            if zone in self.wire_zones:
+                yield Problem(("host-inbound", zone), "the firewall has no address on a virtual wire")
             yield from self._each(("host-inbound", zone), services, self._host_service)
 
     def _queues(self) -> Iterator[Problem]:
@@ -408,6 +414,8 @@ class _Check:
         yield from self._fallback((*place, "fallback"), rule, source)
         if source.interface is not None and source.interface not in self.zone_of:
             yield Problem((*place, "interface"), f"interface '{source.interface}' is in no zone")
+        if source.interface is not None and self._matches_wires(rule):
+            yield Problem((*place, "interface"), _NO_ADDRESS)
         if source.addresses is None:
             return
         key = (*place, "addresses")
@@ -434,8 +442,15 @@ class _Check:
             yield Problem(place, "needs interface or addresses")
         if fallback.interface is not None and fallback.interface not in self.zone_of:
             yield Problem((*place, "interface"), f"interface '{fallback.interface}' is in no zone")
+        if fallback.interface is not None and self._matches_wires(rule):
+            yield Problem((*place, "interface"), _NO_ADDRESS)
         if fallback.addresses is not None:
             yield from self._pool((*place, "addresses"), rule, fallback.addresses, MAX_POOL)
+
+    def _matches_wires(self, rule: NatRule) -> bool:
+        """Whether a session over a virtual wire may match the rule."""
+        to_wire = rule.to_zone in (ANY, *self.wire_zones)
+        return bool(self.wire_zones) and to_wire and any(zone in (ANY, *self.wire_zones) for zone in rule.from_zones)
 
     def _source_shape(self, place: Place, source: SourceTranslation) -> Iterator[Problem]:
         if source.bi_directional and source.type is not SourceType.STATIC_IP:

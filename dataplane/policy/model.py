@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
-from dataplane.policy.objects import ANY, LAST_PORT, parse_address, parse_default_port, parse_ports
+from dataplane.policy.objects import ANY, LAST_PORT, parse_address, parse_default_port, parse_ports, parse_tags
 
 APPLICATION_DEFAULT = "application-default"
 DEFAULT_RULES = ("intrazone-default", "interzone-default")
@@ -20,6 +20,7 @@ MAX_INTERFACE_NAME = 15
 """IFNAMSIZ of Linux without the final zero."""
 MAX_ZONES = 250
 MAX_WORKERS = 64
+LEAST_MSS, LARGEST_MSS = 536, 9000
 MAX_SESSIONS = 1 << 24
 
 _Item = TypeVar("_Item")
@@ -74,6 +75,17 @@ def _port_texts(value: object) -> tuple[str, ...]:
     return tuple(str(item) for item in items)
 
 
+def _tag_texts(value: object) -> tuple[str, ...]:
+    """VLAN ids and ranges of them, each as text."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("must be a list of VLAN ids and ranges")
+    for item in value:
+        if isinstance(item, bool) or not isinstance(item, int | str):
+            raise ValueError("must hold VLAN ids, or ranges such as 100-199")
+        parse_tags(str(item))
+    return tuple(str(item) for item in value)
+
+
 def _one_or_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -85,6 +97,13 @@ def _switch_or_settings(value: object) -> object:
 def _check_ratio(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("must be 1, 2, 4 or 8, not true or false")
+    return value
+
+
+def _check_clamp(value: object) -> object:
+    number = isinstance(value, int) and not isinstance(value, bool) and LEAST_MSS <= value <= LARGEST_MSS
+    if value != "auto" and not number:
+        raise ValueError(f"must be auto or a number from {LEAST_MSS} to {LARGEST_MSS}")
     return value
 
 
@@ -101,6 +120,7 @@ InterfaceName = Annotated[str, AfterValidator(_check_interface)]
 AddressText = Annotated[str, _checked(parse_address)]
 DefaultPort = Annotated[str, _checked(parse_default_port)]
 Ports = Annotated[tuple[str, ...], BeforeValidator(_port_texts)]
+Tags = Annotated[tuple[str, ...], BeforeValidator(_tag_texts)]
 Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 
 
@@ -124,13 +144,24 @@ class Zone(_Noun):
     interfaces: Many[InterfaceName]
     anti_spoof: bool = True
     """A new session's source must be routed back into the zone it came from."""
+    non_syn: Literal["drop", "reset"] = "drop"
+    """What a TCP segment from the zone meets that belongs to no session and can begin none."""
+
+
+class Interface(_Noun):
+    """What holds for one interface, whatever its zone."""
+
+    mss_clamp: Annotated[int | Literal["auto"], BeforeValidator(_check_clamp)] | None = None
+    """The largest MSS that a SYN may offer across it: of IPv4, IPv6 takes 20 less; `auto` follows its MTU."""
 
 
 class VirtualWire(_Noun):
-    """Two interfaces joined as a transparent bridge."""
+    """Two interfaces joined as a transparent bridge, which is a device of the wire's name."""
 
-    name: Name
+    name: InterfaceName
     interfaces: Annotated[tuple[InterfaceName, ...], Strict(False), Field(min_length=2, max_length=2)]
+    tag_allowed: Tags = ("0",)
+    """VLAN ids of the frames that pass; 0 stands for frames without a tag."""
 
 
 class Service(_Noun):
@@ -332,6 +363,7 @@ class Config(_Noun):
     """A whole configuration file."""
 
     zones: Annotated[tuple[Zone, ...], Strict(False), Field(min_length=1, max_length=MAX_ZONES)]
+    interfaces: dict[InterfaceName, Interface] = {}
     virtual_wires: Many[VirtualWire] = ()
     addresses: dict[ObjectName, AddressText] = {}
     address_groups: dict[ObjectName, Some[str]] = {}

@@ -25,6 +25,7 @@ IPV4: Range = (0xFFFF << 32, 0xFFFF << 32 | 0xFFFF_FFFF)
 LAST_ADDRESS = (1 << 128) - 1
 EVERY_ADDRESS: tuple[Range, ...] = ((0, LAST_ADDRESS),)
 LAST_PORT = 65535
+LAST_TAG = 4094
 TRANSPORTS = {"tcp": 6, "udp": 17}
 
 _Part = TypeVar("_Part")
@@ -108,6 +109,17 @@ def _parse_port(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 1 <= int(text) <= LAST_PORT):
         raise ValueError(text)
     return int(text)
+
+
+def parse_tags(text: str) -> Range:
+    """First and last VLAN id of "5" or "100-199". Raises ValueError."""
+    ids = text.split("-", 1)
+    if not all(part.isascii() and part.isdecimal() and len(part) <= 4 and int(part) <= LAST_TAG for part in ids):
+        raise ValueError(f"'{text}' is not a VLAN id from 0 to {LAST_TAG} or a range of ids")
+    first, last = int(ids[0]), int(ids[-1])
+    if last < first:
+        raise ValueError(f"the range '{text}' is reversed")
+    return first, last
 
 
 def parse_default_port(text: str) -> PortRange:

@@ -3,6 +3,13 @@
     packet ─► defrag (-400) ─► raw: notrack (-300) ─► mangle: NFQUEUE (-150) ─► routing ─► ...       PREROUTING
     own packet ─► defrag ─► raw: notrack ─► mangle: NFQUEUE ─► ...                                   OUTPUT
     from an interface of no zone into a zone ─► mangle: NFQUEUE, to be dropped and counted           FORWARD
+    from one port of a virtual wire to the other ─► mangle: NFQUEUE ─► out                           FORWARD
+
+Bridged packets are queued in FORWARD, where both ports are known and both addresses may be translated: one whose
+destination changes in PREROUTING is lost where the bridge has no address (br_nf_pre_routing_finish).  There the device
+of arrival and departure is the bridge, so no rule for an interface matches them.  Multicast and limited broadcast pass
+without policy, as multicast does in PAN-OS unless its firewalling is switched on; a session could not hold their
+answers.
 
 Two back ends write the same rules: nftables.py (own table) and iptables.py (own chains); probe.py finds the one that
 works here.  Each replaces what a dead predecessor left in one transaction (iptables: one per table and family), so that
@@ -29,6 +36,7 @@ MARK_OWN = 0x20000000  # packets that the daemon itself makes
 ICMP_ERRORS = (3, 4, 5, 11, 12)
 # Unreachable, too big, time exceeded, parameter problem.
 ICMPV6_ERRORS = (1, 2, 3, 4)
+BROADCAST = {4: ("224.0.0.0/4", "255.255.255.255"), 6: ("ff00::/8",)}  # what is for more than one host
 # A name that iptables or nft would read as a pattern or as syntax cannot be meant.
 INTERFACE_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 COMMAND_TIMEOUT = 30  # seconds
@@ -47,9 +55,10 @@ class Hooks:
     workers: int
     slow_queue: int
     fail_open: bool
+    wires: tuple[str, ...] = ()  # bridge devices; their ports are not among the interfaces
 
     def __post_init__(self) -> None:
-        for name in self.interfaces:
+        for name in (*self.interfaces, *self.wires):
             if not INTERFACE_NAME.fullmatch(name):
                 raise DataplaneError(f"cannot install rules for an interface named {name!r}")
         if self.workers < 1 or self.first_queue < 0 or max(self.last_queue, self.slow_queue) > 0xFFFF:

@@ -4,7 +4,7 @@ import json
 import shutil
 
 from dataplane.errors import DataplaneError
-from dataplane.rules import ICMP_ERRORS, ICMPV6_ERRORS, MARK_OWN, Hooks, has_ipv6, run
+from dataplane.rules import BROADCAST, ICMP_ERRORS, ICMPV6_ERRORS, MARK_OWN, Hooks, has_ipv6, run
 
 PREFIX = "DATAPLANE-"
 HOOKS = ("PREROUTING", "FORWARD", "OUTPUT")
@@ -109,13 +109,14 @@ def tables(hooks: Hooks, ipv6: bool) -> dict[str, dict[str, list[str]]]:
     icmp = "-p icmpv6 -m icmp6 --icmpv6-type" if ipv6 else "-p icmp -m icmp --icmp-type"
     return {
         "raw": {
-            "PREROUTING": [f"-i {name} -j CT --notrack" for name in hooks.interfaces],
+            "PREROUTING": [f"-i {name} -j CT --notrack" for name in (*hooks.interfaces, *hooks.wires)],
             "OUTPUT": [f"-o {name} -j CT --notrack" for name in hooks.interfaces],
         },
         "mangle": {
             "DEFRAG": ["-m socket --transparent -j RETURN"],
             "PREROUTING": [f"-i {name} {queue}" for name in hooks.interfaces],
             "FORWARD": [
+                *(rule for name in hooks.wires for rule in _wire_rules(name, queue, ipv6)),
                 *(f"-i {name} -j RETURN" for name in hooks.interfaces),
                 *(f"-o {name} {queue}" for name in hooks.interfaces),
             ],
@@ -126,6 +127,17 @@ def tables(hooks: Hooks, ipv6: bool) -> dict[str, dict[str, list[str]]]:
             ],
         },
     }
+
+
+def _wire_rules(name: str, queue: str, ipv6: bool) -> list[str]:
+    """Of one wire: what is bridged is queued, and nothing is routed into it or out of it."""
+    bridged = f"-i {name} -o {name}"
+    return [
+        *(f"{bridged} -d {group} -j RETURN" for group in BROADCAST[6 if ipv6 else 4]),
+        f"{bridged} {queue}",
+        f"-i {name} -j DROP",
+        f"-o {name} -j DROP",
+    ]
 
 
 def queue_target(hooks: Hooks) -> str:

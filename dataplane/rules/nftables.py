@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterable
 
 from dataplane.errors import DataplaneError
-from dataplane.rules import ICMP_ERRORS, ICMPV6_ERRORS, MARK_OWN, Hooks, run
+from dataplane.rules import BROADCAST, ICMP_ERRORS, ICMPV6_ERRORS, MARK_OWN, Hooks, run
 
 TABLE = "inet dataplane"
 # One transaction: what the add makes is gone with the delete, so that no packet meets it.
@@ -63,7 +63,7 @@ table {TABLE} {{
 	}}
 	chain prerouting-untracked {{
 		type filter hook prerouting priority raw; policy accept;
-		{_lines(f'iifname "{name}" notrack' for name in hooks.interfaces)}
+		{_lines(f'iifname "{name}" notrack' for name in (*hooks.interfaces, *hooks.wires))}
 	}}
 	chain output-untracked {{
 		type filter hook output priority raw; policy accept;
@@ -75,6 +75,7 @@ table {TABLE} {{
 	}}
 	chain forward {{
 		type filter hook forward priority mangle - 1; policy accept;
+		{_lines(rule for name in hooks.wires for rule in _wire_rules(name, queue))}
 		{_lines(f'iifname "{name}" return' for name in hooks.interfaces)}
 		{_lines(f'oifname "{name}" {queue}' for name in hooks.interfaces)}
 	}}
@@ -87,6 +88,18 @@ table {TABLE} {{
 	}}
 }}
 """
+
+
+def _wire_rules(name: str, queue: str) -> list[str]:
+    """Of one wire: what is bridged is queued, and nothing is routed into it or out of it."""
+    bridged = f'iifname "{name}" oifname "{name}"'
+    return [
+        f"{bridged} ip daddr {{ {', '.join(BROADCAST[4])} }} return",
+        f"{bridged} ip6 daddr {', '.join(BROADCAST[6])} return",
+        f"{bridged} {queue}",
+        f'iifname "{name}" drop',
+        f'oifname "{name}" drop',
+    ]
 
 
 def queue_statement(hooks: Hooks) -> str:

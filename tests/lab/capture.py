@@ -10,7 +10,6 @@ import ctypes
 import socket
 import struct
 import subprocess
-import sys
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -27,6 +26,8 @@ PACKET_STATISTICS = 6
 PACKET_AUXDATA = 8
 PACKET_OUTGOING = 4
 TP_STATUS_CSUMNOTREADY = 1 << 3
+TP_STATUS_VLAN_VALID = 1 << 4
+AUXDATA = struct.Struct("IIIHHHH")  # status, length, captured, offset of MAC header, of network header, VLAN TCI, TPID
 SO_ATTACH_FILTER = 26
 SO_RCVBUFFORCE = 33
 
@@ -53,11 +54,15 @@ class Datagram:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame from its Ethernet header on; `partial`: the kernel has not made its L4 checksum."""
+    """One frame from its Ethernet header on; `partial`: the kernel has not made its L4 checksum.
+
+    The kernel takes the outermost 802.1Q tag out of the data: `tag` is its priority and id, None if there was none.
+    """
 
     data: bytes
     outgoing: bool
     partial: bool
+    tag: int | None = None
 
     @property
     def packet(self) -> "Packet":
@@ -146,9 +151,11 @@ class Capture:
                 data, ancillary, _, address = self._socket.recvmsg(LARGEST_FRAME, 128)
             except BlockingIOError:
                 break
-            flags = [int.from_bytes(body[:4], sys.byteorder) for _, kind, body in ancillary if kind == PACKET_AUXDATA]
-            partial = any(status & TP_STATUS_CSUMNOTREADY for status in flags)
-            self._frames.append(Frame(data, address[2] == PACKET_OUTGOING, partial))
+            (said,) = [AUXDATA.unpack_from(body) for _, kind, body in ancillary if kind == PACKET_AUXDATA]
+            status, tci = said[0], said[5]
+            partial = bool(status & TP_STATUS_CSUMNOTREADY)
+            tag = tci if status & TP_STATUS_VLAN_VALID else None
+            self._frames.append(Frame(data, address[2] == PACKET_OUTGOING, partial, tag))
         _, dropped = struct.unpack("II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         if dropped:
             raise LabError(f"the capture lost {dropped} frames: narrow its filter")

@@ -1,8 +1,10 @@
 """`make demo`: a client, the firewall and a server, real traffic between them, and what an operator sees of it.
 
-Every flow is checked against the policy of config/demo.yaml; the exit code is 0 only if all behaved as it says.
+Every flow is checked against the policy of config/demo.yaml, with --bridge against that of a virtual wire; the exit
+code is 0 only if all behaved as it says.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -22,6 +24,7 @@ from tests.lab.firewall import ROOT, Firewall
 from tests.lab.lab import CLIENT, IN0, OUT0, SERVER, Lab, LabError, poll
 
 CONFIG = ROOT / "config" / "demo.yaml"
+WIRE_CONFIG = ROOT / "config" / "examples" / "virtual-wire.yaml"
 PAGE = "Hello from the far side of the firewall.\n"
 NAME, ANSWER = "demo.example", "192.0.2.80"
 IPERF_SECONDS = 3
@@ -34,6 +37,14 @@ TOPOLOGY = f"""
     |   eth0 |---------| in0   trust | untrust out0|---------| eth0   |
     +--------+         +---------------------------+         +--------+
      {CLIENT}           {IN0}             {OUT0}           {SERVER}
+"""
+
+WIRE_TOPOLOGY = f"""
+      client                     firewall                      server
+    +--------+         +---------------------------+         +--------+
+    |   eth0 |---------| in0  inside = outside out0|---------| eth0   |
+    +--------+         +---------------------------+         +--------+
+     {CLIENT}/8            no address              {SERVER}/8
 """
 
 # The log's columns: key, heading, width
@@ -74,11 +85,14 @@ def main() -> int:
     if os.geteuid():
         print("demo: network namespaces need root", file=sys.stderr)
         return 1
+    parser = argparse.ArgumentParser(prog="make demo")
+    parser.add_argument("--bridge", action="store_true", help="the firewall is a virtual wire")
+    bridge = parser.parse_args().bridge
     signal.signal(signal.SIGTERM, interrupt)
     checks = Checks()
     try:
-        with Lab() as lab:
-            demonstrate(lab, checks)
+        with Lab(bridge=bridge) as lab:
+            (demonstrate_wire if bridge else demonstrate)(lab, checks)
     except KeyboardInterrupt:
         print("\ndemo: interrupted; everything it made is removed", file=sys.stderr)
         return 130
@@ -122,6 +136,43 @@ def demonstrate(lab: Lab, checks: Checks) -> None:
             traffic_log(firewall, checks)
         section("The firewall is stopped")
         checks.expect("it ended with 0 and left no rule, qdisc, setting or process behind", True)
+
+
+def demonstrate_wire(lab: Lab, checks: Checks) -> None:
+    """A cable with a policy: what crosses, what does not, and that nobody sees the firewall."""
+    print(f"Two hosts of one subnet, the firewall between them:\n{WIRE_TOPOLOGY}")
+    start_servers(lab)
+    telnet = lab.listener("server", 23)
+    section("Without the firewall: two ports that nothing joins")
+    checks.expect("HTTP does not cross", fetch(lab, 1).returncode != 0)
+    section(f"The firewall runs {WIRE_CONFIG.relative_to(ROOT)}")
+    with lab.capture("server", "eth0", "icmp") as capture, lab.firewall(WIRE_CONFIG) as firewall:
+        print_command(firewall, "show", "running", "security-policy")
+        wire_traffic(lab, telnet, capture, checks)
+        print_command(firewall, "show", "session", "all")
+        ends = {(shown["ingress_interface"], shown["egress_interface"]) for shown in firewall.sessions()}
+        checks.expect("every session goes from in0 to out0", ends == {("in0", "out0")}, ends)
+    section("The firewall is stopped")
+    checks.expect("it ended with 0 and left no bridge, rule, setting or process behind", True)
+
+
+def wire_traffic(lab: Lab, telnet: socket.socket, capture: Capture, checks: Checks) -> None:
+    """Rule inside-out allows all but telnet, which rule deny-telnet resets."""
+    section("Traffic over the wire")
+    page = fetch(lab)
+    checks.expect("HTTP with curl: the page arrives unchanged", page.stdout == PAGE, page.stderr or page.stdout)
+    ping = lab.run("client", ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", "-s", "4000", SERVER])
+    checks.expect("ping in fragments: 3 of 3 answered", " 3 received" in ping.stdout, ping.stdout or ping.stderr)
+    lives = {frame.datagram.header[8] for frame in capture.received() if frame.datagram}
+    checks.expect("no packet's time to live was changed", lives == {64}, lives)
+    try:
+        lab.connect("client", (SERVER, 23)).close()
+        outcome = "it was made"
+    except OSError as error:
+        outcome = str(error)
+    checks.expect("telnet: refused at once", "refused" in outcome, outcome)
+    checks.expect("telnet: nothing reached the server's listening port", not was_called(telnet), "a connection arrived")
+    print(f"\n    iperf3, one TCP stream    {iperf3(lab):8.2f} Gbit/s\n")
 
 
 def section(title: str) -> None:
@@ -277,9 +328,9 @@ def print_command(firewall: Firewall, *words: str) -> None:
         raise LabError(f"dataplane {' '.join(words)}: exit {done.returncode}: {done.stderr.strip()}")
 
 
-def fetch(lab: Lab) -> subprocess.CompletedProcess[str]:
+def fetch(lab: Lab, seconds: int = 5) -> subprocess.CompletedProcess[str]:
     """The server's page with curl."""
-    return lab.run("client", ["curl", "-sS", "--noproxy", "*", "--max-time", "5", f"http://{SERVER}/"])
+    return lab.run("client", ["curl", "-sS", "--noproxy", "*", "--max-time", str(seconds), f"http://{SERVER}/"])
 
 
 def iperf3(lab: Lab) -> float:

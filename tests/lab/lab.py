@@ -9,6 +9,9 @@
 
       wire0 10.3.0.2/24 ------------- only with wire=True ------------ wire0 10.3.0.1/24
 
+With bridge=True the firewall is a wire: in0 and out0 have no address, and the prefixes of the endpoints are 10.1.0.2/8
+and 10.2.0.2/8, fd00:1::2/16 and fd00:2::2/16, so that each takes the other for a neighbour.
+
 The firewall namespace forwards; without a daemon in it that is plain kernel forwarding, the control of every test.
 Neighbours are permanent entries, so that no first packet waits for ARP or ND.  A phantom is an address that a
 neighbour entry of the firewall leads to but no kernel owns: only the test speaks for it, no kernel answers with RST.
@@ -92,7 +95,8 @@ class Lab:
 
     client_addresses, server_addresses: further addresses of the endpoints, inside their subnets.
     client_phantoms, server_phantoms: addresses on that side that no kernel owns.
-    mtu: of every link, or of (in0's link, out0's link).  offload: checksum and segmentation offloads of every device.
+    mtu: of every link, or of (in0's link, out0's link).
+    bridge: the firewall is a wire, see above.  offload: checksum and segmentation offloads of every device.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Lab:
         mtu: int | tuple[int, int] = 1500,
         offload: bool = True,
         wire: bool = False,
+        bridge: bool = False,
     ) -> None:
         self._name = f"{PREFIX}{os.getpid()}x{next(_numbers)}-"
         self.names = {role: self._name + role for role in ROLES}
@@ -113,6 +118,7 @@ class Lab:
         self._mtus = (mtu, mtu) if isinstance(mtu, int) else mtu
         self._offload = offload
         self._wire = wire
+        self._bridge = bridge
         self._stack = ExitStack()
         self._processes: dict[int, Path] = {}  # pid -> its output
 
@@ -224,8 +230,8 @@ class Lab:
             capture.close()
 
     def inject(self, ns: str, *datagrams: Any) -> None:
-        """Send IP datagrams (bytes, or scapy packets) from an endpoint to the firewall, whatever they contain."""
-        peer = {"client": MACS["firewall", "in0"], "server": MACS["firewall", "out0"]}[ns]
+        """Send IP datagrams (bytes, or scapy packets) from an endpoint to its next hop, whatever they contain."""
+        peer = self._next_hop(ns)
         addresses = bytes.fromhex((peer + MACS[ns, "eth0"]).replace(":", ""))
         with self.inside(ns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as out:
             out.bind(("eth0", ETH_P_ALL))
@@ -275,15 +281,23 @@ class Lab:
             self._stack.callback(remove_namespace, name)
             _ip("netns", "add", name)
             self.sysctl(role, SYSCTLS)
-        self.sysctl("firewall", FORWARDING)
+        if not self._bridge:
+            self.sysctl("firewall", FORWARDING)
         self._link(INSIDE, self._mtus[0])
         self._link(OUTSIDE, self._mtus[1])
         if self._wire:
             self._link(WIRE, self._mtus[0])
         for role in ROLES:
-            self._batch(role, self._settings(role))
+            self._batch(role, self._bridge_settings(role) if self._bridge else self._settings(role))
         if not self._offload:
             self.set_offloads(False)
+        if self._bridge:
+            poll(self._is_connected, 5, "carrier on in0 and out0")
+
+    def _is_connected(self) -> bool:
+        """No neighbour entry waits for the ports of a wire, so a packet sent before they have a carrier is lost."""
+        shown = [self.run("firewall", ["ip", "-o", "link", "show", port]).stdout for port in ("in0", "out0")]
+        return all(" state UP " in line for line in shown)
 
     def _link(self, ends: tuple[tuple[str, str], tuple[str, str]], mtu: int) -> None:
         (ns, name), (peer_ns, peer_name) = ends
@@ -311,6 +325,23 @@ class Lab:
             other = "server" if role == "client" else "client"
             lines += _addresses("wire0", near) + _neighbours("wire0", MACS[other, "wire0"], far)
         return lines
+
+    def _next_hop(self, role: str) -> str:
+        """The MAC address to which an endpoint sends what is for the other."""
+        if self._bridge:
+            return MACS[{"client": "server", "server": "client"}[role], "eth0"]
+        return MACS["firewall", {"client": "in0", "server": "out0"}[role]]
+
+    def _bridge_settings(self, role: str) -> list[str]:
+        if role == "firewall":
+            return ["link set lo up", "link set in0 up", "link set out0 up"]
+        own, other = {
+            "client": ((CLIENT, CLIENT6), (SERVER, SERVER6)),
+            "server": ((SERVER, SERVER6), (CLIENT, CLIENT6)),
+        }[role]
+        prefixes = [f"{a}/16 nodad" if ":" in a else f"{a}/8" for a in (*own, *self._addresses[role])]
+        lines = ["link set lo up", "link set eth0 up", *(f"address add dev eth0 {prefix}" for prefix in prefixes)]
+        return lines + _neighbours("eth0", self._next_hop(role), *other)
 
     def _batch(self, ns: str, lines: Sequence[str]) -> None:
         command = ["ip", "-n", self.names[ns], "-batch", "-"]

@@ -310,7 +310,7 @@ def test_nft_rules_without_the_queue_load_and_reassemble(lab):
     assert listing(lab) == before
 
 
-@pytest.mark.parametrize("hooks", [CLOSED, OPEN, Hooks((), 0, 1, 1, True)])
+@pytest.mark.parametrize("hooks", [CLOSED, OPEN, Hooks((), 0, 1, 1, True), Hooks((), 0, 1, 1, False, ("vw0", "vw1"))])
 def test_nft_understands_the_ruleset(lab, hooks):
     """At most the kernel may refuse, for lack of the queue expression; the text itself is sound."""
     done = subprocess.run(
