@@ -62,6 +62,9 @@ def main() -> None:
 @click.pass_context
 def run(ctx: click.Context, config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> None:
     """Run the firewall in the foreground, in this network namespace."""
+    from dataplane import stopping
+
+    stopping.listen()
     from dataplane import daemon
 
     ctx.exit(daemon.run(config, runtime_dir, log_dir, state_dir))

@@ -8,7 +8,6 @@ import fcntl
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from dataplane import stopping
 from dataplane.commands import handlers
 from dataplane.control import ControlServer
 from dataplane.engine import Engine
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
     """Run until SIGTERM or SIGINT; the exit code (contract section 1)."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    ending = _signals()  # first: a stop that comes during the start must find somebody who cleans up
+    ending = stopping.listen()  # first: a stop that comes during the start must find somebody who cleans up
     try:
         loaded = load(config)
         for directory in (runtime_dir, log_dir, state_dir):
@@ -69,14 +69,6 @@ def _serve(engine: Engine, runtime_dir: Path, ending: threading.Event) -> int:
         else:
             engine.stop()
     return DataplaneError.exit_code if engine.failed.is_set() else 0
-
-
-def _signals() -> threading.Event:
-    """Set once somebody asks us to stop."""
-    ending = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: ending.set())
-    return ending
 
 
 @contextmanager

@@ -318,6 +318,7 @@ def test_run_hands_its_paths_to_the_daemon(dataplane, tmp_path, monkeypatch):
     daemon.run = run
     monkeypatch.setitem(sys.modules, "dataplane.daemon", daemon)
     monkeypatch.setattr("dataplane.daemon", daemon, raising=False)
+    monkeypatch.setattr("dataplane.stopping.listen", lambda: None)  # pytest's own Ctrl-C stays pytest's
     assert dataplane("run", "--config", "firewall.yaml").exit_code == 7
     assert dataplane("run", "--config", "f", "--log-dir", "l", "--state-dir", "s", "--runtime-dir", "r").exit_code == 7
     assert calls == [

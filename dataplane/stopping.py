@@ -1,0 +1,17 @@
+"""Whether somebody has asked the daemon to stop. Only the standard library: it listens before the rest is loaded.
+
+Until listen() is called Ctrl-C raises KeyboardInterrupt wherever Python happens to be, and a library that is being
+imported may swallow it.
+"""
+
+import signal
+import threading
+
+_asked = threading.Event()
+
+
+def listen() -> threading.Event:
+    """Set once SIGTERM or SIGINT has come; the same event at every call. Main thread only."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: _asked.set())
+    return _asked
