@@ -1,14 +1,17 @@
 /* fuzz_packet.c - any bytes as a packet, among sessions of every kind; `make fuzz` runs it under libFuzzer, ASan, UBSan.
  *
- *     input   how how how | packet            how: hook, interface, checksum state, mark, time, repairs
+ *     input   how how how | packet            how: table, hook, interface, checksum state, mark, time, repairs, company
  *
- * Each input meets the same table: after it, slots, hash and lists are put back as they were made, so that an input that
- * fails does so alone.  What it may not do:
+ * There are two tables, one whose ports are shared.  Each input meets one of them as it was made: after it, slots, hash,
+ * lists and ports are put back, so that an input that fails does so alone.  A crowd may come before the packet and take
+ * what ports there are, half of the sessions may end; all may end after it, and it comes again.  What may not happen:
  *
- *     - get another verdict than one of four, or be counted otherwise than once
- *     - change, or make longer, what is not to be rewritten; change anything but addresses, ports and checksums otherwise
- *     - leave with a wrong checksum where it came with a right one
- *     - leave a lock taken, a session that its keys do not find, or a list that does not hold what it should
+ *     - a packet gets another verdict than one of four, or is counted otherwise than once
+ *     - it changes, or becomes longer, unless it is rewritten; then more than addresses, ports, checksums and MSS changes
+ *     - it leaves with a wrong checksum where it came with a right one
+ *     - a lock stays taken, a session is not found by its keys, or a list does not hold what it should
+ *     - somebody gets a port that is reserved, or lent to another, or his already who has the same destination
+ *     - a port is lost
  *
  * Memory of a packet is exactly its size.  A packet that asks for the slow path gets a session of a kind that its key
  * picks, and goes round.  The clock is ours (--wrap=table_now).  tests/fuzz_seeds.py writes what to begin with.
@@ -19,14 +22,23 @@
 
 #include "internal.h"
 
-#define SLOTS 128
+#define SLOTS 88                      /* so few that a crowd fills them, and DISCARD sessions make room */
 #define CONTROL 3                     /* bytes of an input before its packet */
 #define INSIDE 1                      /* interface and zone */
 #define OUTSIDE 2
 #define PUBLIC_PORT 2000              /* plus the kind: what DIPP is made to choose */
+#define SPARE_PORTS 5                 /* besides that one, for who comes later: kinds compete for them */
+#define RESERVED_PORT 2007            /* of UDP: a socket of ours has it */
+#define CROWD 48                      /* who come later together */
+#define MSS 1200
+#define LONGEST_TIMER (360 * TENTHS)
 #define PROTOCOLS 4
+#define PLANES 2                      /* most of them, and tables: the first with one, the second with two */
+#define ALL_PLANES PLANES
 
-enum kind { ROUTED, STATIC, DIPP, SERVER, BOTH, HOST, DENIED, KINDS };
+enum kind { ROUTED, STATIC, DIPP, SERVER, BOTH, HOST, BOUND, DENIED, KINDS };
+
+_Static_assert((int)DENIED == (int)TCP_STATES, "all other kinds have a state of TCP each");
 
 static const uint8_t protocols[PROTOCOLS] = {IPPROTO_UDP, IPPROTO_TCP, IPPROTO_ICMP, IPPROTO_GRE};
 
@@ -53,12 +65,27 @@ static const struct net nets[2] = {
 	},
 };
 
-static struct table *table;
-static uint32_t now = 1000;
-static bool made_new;                     /* this input has installed a session */
+/* By session: the port that its source is lent, as a binding holds it; 0: none. */
+struct loans {
+	uint16_t port[SLOTS + 1];
+};
 
-/* What an input may change, as it was before: the head up to the zones, then slots, buckets and overflow. */
-static uint8_t *head_before, *sessions_before;
+/* A table and what an input may change of it, as it was before: the head up to the zones; slots, buckets and overflow;
+ * the ports of each plane; sharers; loans. */
+struct world {
+	struct table *table;
+	struct loans loans;
+	uint8_t *head;
+	uint8_t *sessions;
+	uint8_t *ports[PLANES];
+	uint8_t *sharers;
+};
+
+static struct world worlds[PLANES];
+static struct table *table;               /* the one that this input meets, and its loans */
+static struct loans loans;
+static uint32_t now = 1000;
+static bool ports_moved;                  /* this input has begun or ended a session */
 
 uint32_t __wrap_table_now(void);
 uint32_t __wrap_table_now(void)
@@ -84,7 +111,7 @@ static void decide(struct decision *d, const struct flow_key *key, enum kind kin
 	d->flags = kind == HOST ? FLAG_HOST : 0;
 	d->discard = kind == DENIED;
 	d->first_len = 40;
-	if (kind == STATIC || kind == DIPP || kind == BOTH) {
+	if (kind == STATIC || kind == DIPP || kind == BOTH || kind == BOUND) {
 		d->source_nat = kind == STATIC ? SOURCE_STATIC : SOURCE_PORT;
 		memcpy(d->source, net->public, 16);
 		d->port_min = d->port_max = (uint16_t)(PUBLIC_PORT + kind);
@@ -95,6 +122,36 @@ static void decide(struct decision *d, const struct flow_key *key, enum kind kin
 		if (key->proto == IPPROTO_TCP || key->proto == IPPROTO_UDP)
 			d->destination_port = htons(8053);
 	}
+}
+
+/* As bindings do, one for each session: the port is lent first, and goes back if no session comes of it. */
+static int64_t install_bound(const struct flow_key *key, struct decision *d)
+{
+	uint32_t pool = (uint32_t)natpool_find(table, d->source);
+	int32_t port = natpool_lend(table, pool, key->proto, d->port_min, d->port_max, ntohs(key->sport));
+	int64_t id;
+
+	if (port < 0)
+		return INSTALL_NO_PORT;
+	assert(port >= d->port_min && port <= d->port_max);
+	d->source_nat = SOURCE_BOUND;
+	d->port_min = (uint16_t)port;
+	id = session_install(table, SHARD_SLOW, key, d);
+	if (id > 0)
+		loans.port[id] = (uint16_t)port;
+	else
+		natpool_take_back(table, pool, key->proto, (uint16_t)port);
+	return id;
+}
+
+static int64_t install(const struct flow_key *key, enum kind kind, uint16_t spare)
+{
+	bool has_port = key->proto == IPPROTO_TCP || key->proto == IPPROTO_UDP || key->sport;
+	struct decision d;
+
+	decide(&d, key, kind);
+	d.port_max += spare;
+	return kind == BOUND && has_port ? install_bound(key, &d) : session_install(table, SHARD_SLOW, key, &d);
 }
 
 static struct flow_key client_key(int family, enum kind kind, uint8_t proto)
@@ -133,29 +190,39 @@ static void install_all(void)
 		for (int kind = 0; kind < KINDS; kind++)
 			for (int i = 0; i < PROTOCOLS; i++) {
 				struct flow_key key = client_key(family, kind, protocols[i]);
-				struct decision d;
-				int64_t id;
+				int64_t id = install(&key, kind, 0);
 
-				decide(&d, &key, kind);
-				id = session_install(table, SHARD_SLOW, &key, &d);
 				if (id == INSTALL_CLASH || id == INSTALL_NO_PORT)   /* by addresses alone, one host at a time */
 					continue;
 				assert(id > 0);
-				if (key.proto == IPPROTO_TCP && kind < TCP_STATES && kind != DENIED)
+				if (key.proto == IPPROTO_TCP && kind != DENIED)
 					set_tcp_state(session_at(table, (uint32_t)id), kind);
 			}
 }
 
-int LLVMFuzzerInitialize(int *argc, char ***argv);
-int LLVMFuzzerInitialize(int *argc, char ***argv)
+static struct natpool *ports_of(uint32_t plane)
+{
+	return (struct natpool *)((char *)table + table->pools) + plane * MAX_POOLS;
+}
+
+static uint8_t *copy(const void *data, size_t len)
+{
+	uint8_t *p = malloc(len ? len : 1);
+
+	if (!p)
+		abort();
+	memcpy(p, data, len);
+	return p;
+}
+
+static void make_table(uint32_t planes)
 {
 	struct timers timers = {5, 10, 360, 120, 15, 30, 30, 6, 30, 90, 60, 60};
-	struct settings settings = {.reject_non_syn = 1, .aging_threshold = 80, .aging_factor = 2};
+	struct settings settings = {.reject_non_syn = 1, .aging_threshold = 80, .aging_factor = 2,
+				    .reset_non_syn = {[OUTSIDE] = 1}};
 	struct origin own = {.zone = ZONE_HOST};
 
-	(void)argc;
-	(void)argv;
-	table = table_create(SLOTS, 1);
+	table = table_create(SLOTS, planes);
 	if (!table)
 		abort();
 	memset(table->secret, 0x5a, sizeof(table->secret));
@@ -166,45 +233,61 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	memcpy(own.first, nets[1].real, 16);
 	memcpy(own.last, nets[1].real, 16);
 	table_set_origins(table, &own, 1);
+	natpool_set_reserved(table, (uint64_t[PORT_WORDS]){0},
+			     (uint64_t[PORT_WORDS]){[RESERVED_PORT / 64] = 1ull << RESERVED_PORT % 64});
+	table_set_clamps(table, (uint32_t[]){OUTSIDE}, (uint16_t[]){MSS}, 1);
 	for (int family = 0; family < 2; family++)
 		natpool_open(table, nets[family].public);
-	install_all();
-	head_before = malloc(offsetof(struct table, zones));
-	sessions_before = malloc(table->pools - table->slots);
-	if (!head_before || !sessions_before)
-		abort();
-	memcpy(head_before, table, offsetof(struct table, zones));
-	memcpy(sessions_before, (char *)table + table->slots, table->pools - table->slots);
-	return 0;
 }
 
-static void restore(void)
+static void save(struct world *w)
 {
-	struct natpool *pools = (struct natpool *)((char *)table + table->pools);
+	w->table = table;
+	w->loans = loans;
+	w->head = copy(table, offsetof(struct table, zones));
+	w->sessions = copy((char *)table + table->slots, table->pools - table->slots);
+	w->sharers = copy((char *)table + table->sharers, table->size - table->sharers);
+	for (uint32_t plane = 0; plane < table->planes; plane++)
+		w->ports[plane] = copy(ports_of(plane), table->pool_count * sizeof(struct natpool));
+}
 
-	memcpy(table, head_before, offsetof(struct table, zones));
-	memcpy((char *)table + table->slots, sessions_before, table->pools - table->slots);
-	if (!made_new)
+static void enter(const struct world *w)
+{
+	table = w->table;
+	loans = w->loans;
+	ports_moved = false;
+}
+
+static void restore(const struct world *w)
+{
+	memcpy(table, w->head, offsetof(struct table, zones));
+	memcpy((char *)table + table->slots, w->sessions, table->pools - table->slots);
+	if (!ports_moved)
 		return;
-	made_new = false;
-	memset(pools, 0, table->pool_count * sizeof(*pools));
-	for (uint32_t id = 1; id <= SLOTS; id++) {
-		struct session *s = session_at(table, id);
+	memcpy((char *)table + table->sharers, w->sharers, table->size - table->sharers);
+	for (uint32_t plane = 0; plane < table->planes; plane++)
+		memcpy(ports_of(plane), w->ports[plane], table->pool_count * sizeof(struct natpool));
+}
 
-		if (session_matches(s) && s->pool) {
-			uint16_t port = ntohs(s->key[1].dport);
-			int32_t taken = natpool_lend(table, s->pool - 1u, s->key[1].proto, port, port, port);
-
-			assert(taken == port);
-		}
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+	(void)argc;
+	(void)argv;
+	for (uint32_t i = 0; i < PLANES; i++) {
+		loans = (struct loans){0};
+		make_table(i + 1);
+		install_all();
+		save(&worlds[i]);
 	}
+	return 0;
 }
 
 /* ---- what must hold ---- */
 
 static void check_session(struct session *s, uint32_t id)
 {
-	for (int dir = 0; dir < 2; dir++) {
+	for (int dir = 0; dir < (s->flags & FLAG_ONE_WAY ? 1 : 2); dir++) {
 		int found_dir;
 		struct session *found = table_lookup(table, &s->key[dir], &found_dir);
 
@@ -212,6 +295,81 @@ static void check_session(struct session *s, uint32_t id)
 		session_unlock(found);
 	}
 	assert(s->wheel_due && s->last_seen <= now && s->end_reason <= END_NONE && s->tcp_state < TCP_STATES);
+}
+
+/* Marks a port in the books of one plane, or of all (ALL_PLANES): nobody else has it there. */
+static void mark_port(struct natpool books[PLANES][2], uint32_t plane, uint32_t pool, uint8_t proto, uint16_t port)
+{
+	int space = proto == IPPROTO_TCP ? 0 : proto == IPPROTO_UDP ? 1 : 2;
+	uint64_t bit = 1ull << (port % 64);
+
+	assert(proto != IPPROTO_UDP || port != RESERVED_PORT);
+	for (uint32_t i = 0; i < table->planes; i++) {
+		uint64_t *word = &books[i][pool].taken[space][port / 64];
+
+		if (plane != ALL_PLANES && i != plane)
+			continue;
+		assert(!(*word & bit));
+		*word |= bit;
+	}
+}
+
+static bool holds_port(const struct session *s)
+{
+	return s->pool && s->state[0] != SESSION_INIT;
+}
+
+/* No session but this one has its port towards the same destination. */
+static void check_unshared(const struct session *s, uint32_t id)
+{
+	for (uint32_t other = id + 1; other <= SLOTS; other++) {
+		const struct session *o = session_at(table, other);
+
+		assert(!holds_port(o) || o->pool != s->pool || o->key[1].proto != s->key[1].proto ||
+		       o->key[1].dport != s->key[1].dport || memcmp(o->key[1].src, s->key[1].src, 16));
+	}
+}
+
+/* Chains of sharers hold each session that has a port once. */
+static void check_sharers(uint32_t holders)
+{
+	const struct sharer *sharers = (const struct sharer *)((char *)table + table->sharers);
+
+	if (table->planes == 1)
+		return;
+	for (uint32_t chain = 0; chain <= SLOTS; chain++)
+		for (uint32_t id = sharers[chain].head; id; id = sharers[id].next, holders--)
+			assert(holders && holds_port(session_at(table, id)));
+	assert(!holders);
+	for (int i = 0; i < SHARE_LOCKS; i++)
+		assert(!table->share_lock[i]);
+}
+
+/* What is marked is what sessions hold and bindings are lent, each by itself. */
+static void check_ports(void)
+{
+	static struct natpool books[PLANES][2];
+	uint32_t holders = 0;
+
+	memset(books, 0, sizeof(books));
+	for (uint32_t id = 1; id <= SLOTS; id++) {
+		struct session *s = session_at(table, id);
+		uint16_t port = ntohs(s->key[1].dport);
+
+		if (loans.port[id]) {
+			assert(loans.port[id] == port && !s->pool && s->state[0] != SESSION_INIT);
+			mark_port(books, ALL_PLANES, (uint32_t)natpool_find(table, s->key[1].dst), s->key[1].proto, port);
+		}
+		if (!holds_port(s))
+			continue;
+		holders++;
+		mark_port(books, s->plane, s->pool - 1u, s->key[1].proto, port);
+		check_unshared(s, id);
+	}
+	assert(table->pool_count == 2);
+	for (uint32_t plane = 0; plane < table->planes; plane++)
+		assert(!memcmp(books[plane], ports_of(plane), sizeof(books[plane])));
+	check_sharers(holders);
 }
 
 static void check_table(void)
@@ -234,6 +392,8 @@ static void check_table(void)
 		counted += table->count[i];
 	assert(!table->free_lock && !table->discard_lock && !table->wheel_lock && !table->overflow_lock);
 	assert(table->allocated + free == SLOTS && counted == alive && table->wheel_scheduled == scheduled);
+	if (ports_moved)
+		check_ports();
 }
 
 struct books {
@@ -345,6 +505,15 @@ static void mark_writable(uint8_t *writable, const uint8_t *p, uint32_t len, uin
 			writable[at] = 1;
 }
 
+/* All sessions cross to the outside: a SYN offers no more than fits there, and no less than it did if that does. */
+static void check_mss(const struct packet *pkt, const uint8_t *before)
+{
+	uint16_t offered = get16(before + pkt->mss_at), left = get16(pkt->data + pkt->mss_at);
+	uint16_t limit = pkt->key.family == 6 ? MSS - 20 : MSS;
+
+	assert(left == (offered > limit ? limit : offered));
+}
+
 static void check_untouched(const struct packet *pkt, const uint8_t *before)
 {
 	uint8_t *writable = calloc(1, pkt->len);
@@ -354,6 +523,10 @@ static void check_untouched(const struct packet *pkt, const uint8_t *before)
 	mark_writable(writable, before, pkt->len, 0, pkt->l4, pkt->key.proto);
 	if (pkt->kind == PACKET_ICMP_ERROR)
 		mark_writable(writable, before, pkt->len, pkt->quoted_l3, pkt->quoted_l4, pkt->quoted.proto);
+	if (pkt->mss_at) {
+		check_mss(pkt, before);
+		memset(writable + pkt->mss_at, 1, 2);
+	}
 	for (uint32_t i = 0; i < pkt->len; i++)
 		assert(writable[i] || pkt->data[i] == before[i]);
 	free(writable);
@@ -433,16 +606,6 @@ static void repair(uint8_t *p, uint32_t len)
 	repair_checksum(p, &c);
 }
 
-static uint8_t *copy(const uint8_t *data, uint32_t len)
-{
-	uint8_t *p = malloc(len ? len : 1);
-
-	if (!p)
-		abort();
-	memcpy(p, data, len);
-	return p;
-}
-
 static enum verdict take(struct packet *pkt, const uint8_t *before)
 {
 	struct books books = read_books();
@@ -458,23 +621,29 @@ static enum verdict take(struct packet *pkt, const uint8_t *before)
 	return v;
 }
 
+/* What the slow path answers by a RST: a segment from where that is wanted, never a RST itself. */
+static void check_reset(const struct packet *pkt)
+{
+	assert(pkt->zone == OUTSIDE && pkt->key.proto == IPPROTO_TCP && !(pkt->tcp_flags & TCP_FLAG_RST));
+}
+
 /* As the slow path does with a miss; the packet that comes round finds its session and is not sent here again. */
 static void go_round(struct packet *pkt, const uint8_t *before)
 {
-	struct decision d;
 	enum verdict v = slowpath_look(table, pkt);
-	int64_t id;
+	enum kind kind = pkt->key.src[15] % KINDS;
 
+	if (v == VERDICT_RESET) {
+		check_reset(pkt);
+		return;
+	}
 	assert(v == VERDICT_PUNT);
-	decide(&d, &pkt->key, pkt->key.src[15] % KINDS);
-	d.port_max += 3;
-	id = session_install(table, SHARD_SLOW, &pkt->key, &d);
-	made_new = true;
-	if (id < 0)
+	ports_moved = true;
+	if (install(&pkt->key, kind, SPARE_PORTS) < 0)
 		return;
 	pkt->mark = MARK_SEEN;
 	v = take(pkt, before);
-	assert(v != VERDICT_PUNT && (!d.discard || v == VERDICT_DROP));
+	assert(v != VERDICT_PUNT && (kind != DENIED || v == VERDICT_DROP));
 }
 
 /* A packet of which the slow queue holds only the beginning. */
@@ -484,7 +653,72 @@ static void look_at_beginning(struct packet *pkt)
 
 	pkt->cut = 1;
 	v = slowpath_look(table, pkt);
-	assert(v == VERDICT_PUNT || v == VERDICT_ACCEPT || v == VERDICT_DROP);
+	assert(v == VERDICT_PUNT || v == VERDICT_ACCEPT || v == VERDICT_DROP || v == VERDICT_RESET);
+	if (v == VERDICT_RESET)
+		check_reset(pkt);
+	check_table();
+}
+
+/* Other clients, towards two servers and two ports of each, who want more ports than there are; first those who are seen
+ * with such ports of their own choice, which are in no pool. */
+static void let_crowd_in(int family)
+{
+	static const enum kind kinds[] = {DIPP, BOTH, BOUND};
+
+	ports_moved = true;
+	for (int i = 0; i < CROWD; i++) {
+		enum kind kind = i < CROWD / 4 ? STATIC : kinds[i % 3];
+		struct flow_key key = client_key(family, kind, protocols[i / 3 % 3]);
+
+		key.sport = htons((uint16_t)(kind == STATIC ? PUBLIC_PORT + DIPP + i : 5000 + i));
+		key.dst[15] += (uint8_t)(i & 1);
+		key.dport += htons((uint16_t)(key.dport ? i & 2 : 0));
+		install(&key, kind, SPARE_PORTS);
+	}
+}
+
+/* As the ager does: what sessions were lent goes back just before their slots do. */
+static void age(void)
+{
+	struct session_copy ended[SLOTS];
+	uint32_t ids[SLOTS], n = table_expire(table, now, ended, SLOTS);
+
+	ports_moved = true;
+	for (uint32_t i = 0; i < n; i++) {
+		const struct flow_key *back = &ended[i].session.key[1];
+		uint16_t *lent = &loans.port[ids[i] = ended[i].id];
+
+		if (*lent)
+			natpool_take_back(table, (uint32_t)natpool_find(table, back->dst), back->proto, *lent);
+		*lent = 0;
+	}
+	session_free(table, ids, n);
+}
+
+/* Ports become free below others that are not, and the crowd comes again. */
+static void end_half(int family)
+{
+	for (uint32_t id = 1; id <= SLOTS; id += 2)
+		session_close(table, id, 0, END_UNKNOWN);
+	age();
+	check_table();
+	let_crowd_in(family);
+}
+
+static void end_all(void)
+{
+	now += LONGEST_TIMER + 1;
+	age();
+	assert(!table->allocated);
+	check_table();
+}
+
+static void meet(struct packet *pkt, const uint8_t *before)
+{
+	memcpy(pkt->data, before, pkt->len);
+	if (take(pkt, before) == VERDICT_PUNT)
+		go_round(pkt, before);
+	check_table();
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size);
@@ -492,11 +726,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 {
 	uint32_t len = (uint32_t)size - CONTROL;
 	struct packet pkt = {.len = len};
+	const struct world *world;
 	uint8_t *before;
+	int family;
 
 	if (size < CONTROL)
 		return 0;
-	pkt.hook = input[0] & 0x80 ? HOOK_OUTPUT : HOOK_PREROUTING;
+	world = &worlds[input[0] >> 6 & 1];
+	enter(world);
+	pkt.hook = input[0] & 0x80 ? HOOK_OUTPUT : input[0] & 0x20 ? HOOK_FORWARD : HOOK_PREROUTING;
 	pkt.ifindex = input[0] & 3;
 	pkt.checksum = input[1] & 3;
 	pkt.mark = input[1] & 0x80 ? MARK_SEEN : 0;
@@ -505,12 +743,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 	if (input[1] & 0x40)
 		repair(before, len);
 	pkt.data = copy(before, len);
+	family = len && before[0] >> 4 == 6;
+	if (input[2] & 2)
+		let_crowd_in(family);
+	if (input[1] & 4)
+		end_half(family);
 	if (input[2] & 1)
 		look_at_beginning(&pkt);
-	else if (take(&pkt, before) == VERDICT_PUNT)
-		go_round(&pkt, before);
-	check_table();
-	restore();
+	else
+		meet(&pkt, before);
+	if (input[2] & 4) {
+		end_all();
+		pkt.mark = pkt.cut = 0;
+		meet(&pkt, before);
+	}
+	restore(world);
 	free(pkt.data);
 	free(before);
 	return 0;

@@ -18,10 +18,13 @@ from scapy.packet import Packet, Raw
 
 from tests.talk import INSIDE, OUTSIDE, TCP, UDP, Echo, EchoReply, Error, ip_header
 
-KINDS = range(7)  # enum kind
-DIPP, BOTH = 2, 4
-HOOK_OUTPUT = 0x80
-REPAIR = 0x40
+KINDS = range(8)  # enum kind
+STATIC, DIPP, SERVER, BOTH, HOST, BOUND = range(1, 7)
+HOOKS = (0, 0x20, 0x80)  # of the first byte: PREROUTING, FORWARD, OUTPUT
+SHARED_PORTS = 0x40
+REPAIR = 0x40  # of the second
+HALF = 0x04
+CUT, CROWD, AGAIN = 1, 2, 4  # of the third
 CHECKSUMS = range(4)  # enum checksum_state
 NETS = (("10.0.0.", "8.8.8.8", "192.0.2.1", "10.1.1.1"), ("fd00::", "2001:db8::8", "2001:db8::1", "fd01::1"))
 ERRORS = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4, 137)}
@@ -41,10 +44,10 @@ def conversations() -> Iterator[tuple[Packet, Packet]]:
     """(what a client sends, what its server answers to the public side), for every session of the harness."""
     for (client, asked, public, real), kind in itertools.product(NETS, KINDS):
         source = f"{client}{kind + 1}"
-        server = real if kind in (3, BOTH, 5) else asked
-        seen = public if kind in (1, DIPP, BOTH) else source
-        port = 2000 + kind if kind in (DIPP, BOTH) else 4000
-        service = 8053 if kind in (3, BOTH, 5) else 53
+        server = real if kind in (SERVER, BOTH, HOST) else asked
+        seen = public if kind in (STATIC, DIPP, BOTH, BOUND) else source
+        port = 2000 + kind if kind in (DIPP, BOTH, BOUND) else 4000
+        service = 8053 if kind in (SERVER, BOTH, HOST) else 53
         there, back = (f"[{source}]:4000", f"[{asked}]:53"), (f"[{server}]:{service}", f"[{seen}]:{port}")
         yield UDP(*there), UDP(*back)
         yield Echo(there[0], asked), EchoReply(server, back[1])
@@ -101,6 +104,16 @@ def odd_ones() -> Iterator[Packet]:
         yield inet6.IPv6(src="fe80::1", dst="ff02::1", hlim=255) / message
 
 
+def newcomers() -> Iterator[Packet]:
+    """Clients of every kind whom no session knows: their second source port."""
+    for (client, asked, *_), kind in itertools.product(NETS, KINDS):
+        there = f"[{client}{kind + len(KINDS)}]:4001", f"[{asked}]:53"
+        yield UDP(*there)
+        yield TCP(*there, "S", options=[("MSS", 1460)])
+        yield TCP(*there, "S", options=[("NOP", None), ("MSS", 1460)])
+        yield Echo(there[0], asked)
+
+
 def packets() -> Iterator[tuple[Packet, int]]:
     """Every packet, with the interface that it comes from."""
     for sent, answer in conversations():
@@ -108,18 +121,19 @@ def packets() -> Iterator[tuple[Packet, int]]:
         yield answer, OUTSIDE
         if Raw not in sent or inet.TCP not in sent or sent[inet.TCP].flags == "A":
             yield from errors(sent, answer)
-    for packet in odd_ones():
+    for packet in itertools.chain(odd_ones(), newcomers()):
         yield packet, INSIDE
 
 
 def inputs() -> Iterator[bytes]:
-    """Every packet as it is, and in each checksum state and hook in turn."""
-    turns = itertools.cycle(itertools.product((0, HOOK_OUTPUT), CHECKSUMS, (0, 1)))
+    """Every packet as it is, and in each checksum state, hook, table and company in turn."""
+    company = ((0, 0), (0, CUT), (0, CROWD), (0, AGAIN), (HALF, CROWD | AGAIN))
+    turns = itertools.cycle(itertools.product(HOOKS, CHECKSUMS, (0, SHARED_PORTS), company))
     for packet, ifindex in packets():
         data = bytes(packet)
         yield bytes((ifindex, REPAIR, 0)) + data
-        hook, checksum, cut = next(turns)
-        yield bytes((ifindex | hook, checksum, cut)) + data
+        hook, checksum, table, (half, others) = next(turns)
+        yield bytes((ifindex | hook | table, checksum | half, others)) + data
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ class Bench:
 
     def __init__(self, slots: int = 64, oversubscription: int = 1, **translation: Any) -> None:
         self.table = SessionTable(slots, oversubscription)
+        self.table.set_timers(0, dict.fromkeys(("tcp_init", "udp", "icmp", "other"), 3600))  # none ends by itself
         self.bindings = Bindings(self.table)
         rule = {"name": "rule", "source-translation": translation}
         config = {"zones": [{"name": "trust", "interfaces": ["out0"]}], "nat-rules": [rule]}

@@ -73,7 +73,7 @@ def corpus():
     yield inet.IP(src=C4, dst=S4, options=[inet.IPOption_RR(routers=["1.2.3.4"])]) / inet.UDP(sport=1, dport=2)
     yield inet.IP(src=C4, dst=S4, proto=47) / Raw(b"\0\0\x08\0" + bytes(20))
     yield inet.IP(src=C4, dst=S4, proto=50) / Raw(bytes(40))
-    yield inet.IP(src=C4, dst=S4) / inet.ICMP(type=13) / Raw(bytes(12))
+    yield inet.IP(src=C4, dst=S4) / inet.ICMP(type=13, ts_ori=1, ts_rx=2, ts_tx=3) / Raw(bytes(12))
     yield inet6.IPv6(src=C6, dst=S6, nh=59)
     yield inet6.IPv6(src=C6, dst=S6, nh=132) / Raw(bytes(40))
     for make in HEADERS.values():

@@ -22,6 +22,8 @@ import pytest
 from scapy.layers.inet import ICMP, UDP, IPOption_NOP
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
+    ICMPv6ND_Redirect,
+    ICMPv6NDOptRedirectedHdr,
     ICMPv6PacketTooBig,
     ICMPv6ParamProblem,
     ICMPv6TimeExceeded,
@@ -29,7 +31,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Packet, Raw
 
-from tests.lab.capture import ETHERNET, ones_complement
+from tests.lab.capture import ETHERNET, Frame, ones_complement
 from tests.lab.console import counters
 from tests.lab.errors import BOTH, V4, V6, Net, Talk, arriving, error, hop, quoted, talk
 from tests.lab.firewall import Firewall
@@ -307,3 +309,58 @@ def test_what_quotes_nothing_of_ours_is_dropped_and_counted(lab, firewall, net, 
     sessions_after = firewall.sessions(source_port=6405)
     assert [s["id"] for s in sessions_after] == [s["id"] for s in sessions_before]
     assert all(s["time_to_live"] <= t["time_to_live"] for s, t in zip(sessions_after, sessions_before, strict=True))
+
+
+# Redirects
+
+
+def redirect(net: Net, told: str, kind: Kind, quote: bytes) -> Packet:
+    """A router's advice to go to its neighbour instead; IPv6 quotes in an option (RFC 4861 section 4.5)."""
+    neighbour = address(net, 202)
+    if net is V4:
+        return error(net, net.far_router, told, ICMP(type=5, code=1, gw=neighbour), quote)
+    advice = ICMPv6ND_Redirect(tgt=neighbour, dst=kind.real(net)) / ICMPv6NDOptRedirectedHdr(pkt=quote)
+    packet = net.ip(net.far_router, told) / advice
+    packet.hlim = 255
+    return packet
+
+
+def advised(lab: Lab, net: Net, kind: Kind, port: int) -> list[Frame]:
+    """What arrives of a redirect about a flow of the client's, sent between two errors that do arrive."""
+    flow = asked(lab, net, kind, "udp", port)
+    told = net.ip_of(flow.outer).src
+    right = error(net, net.far_router, told, messages(net)[0], flow.outer)
+
+    def is_error(frame: Frame) -> bool:
+        return heads(net, [frame.data[ETHERNET:]]) == heads(net, [bytes(right)])
+
+    with arriving(lab, net, "client") as at_client:
+        lab.inject("server", right, redirect(net, told, kind, flow.outer), right)
+        poll(lambda: sum(map(is_error, at_client.frames())) == 2, 3, "both errors")
+    return [frame for frame in at_client.frames() if not is_error(frame)]
+
+
+@pytest.mark.parametrize("net", [V4], ids=["ipv4"])
+def test_a_redirect_may_not_lead_past_a_translation(lab, net, kind):
+    """It passes as it came where nothing is translated; else the client would go to the neighbour untranslated."""
+    found = advised(lab, net, kind, 6406)
+    assert [(frame.source, frame.packet[ICMP].gw) for frame in found] == (
+        [(net.far_router, address(net, 202))] if kind.name == "plain" else []
+    )
+
+
+@pytest.mark.parametrize("forwarder", ["ours"], indirect=True)
+def test_a_redirect_that_is_dropped_is_counted(lab, firewall, net, kind):
+    """One of IPv6 always is: it is for its own link (RFC 4861 section 8.1), and quotes where no other error does."""
+    before = counters(firewall)
+    found = advised(lab, net, kind, 6407)
+    name = "flow_icmp_redirect" if net is V4 else "flow_parse_icmp_quote"
+    poll(lambda: counters(firewall)[name] - before[name] == 1 - len(found), 3, f"{name} to be counted")
+    assert len(found) == (net is V4 and kind.name == "plain")
+
+
+@pytest.mark.parametrize("forwarder", ["kernel"], indirect=True)
+def test_an_ipv6_redirect_is_void_behind_a_router(lab):
+    """The control: plain forwarding takes away the hop limit that makes it valid."""
+    (frame,) = advised(lab, V6, KINDS[0], 6408)
+    assert frame.packet.hlim == 254

@@ -16,11 +16,8 @@ The client speaks from many addresses, the server answers on several (numbers ar
 """
 
 import random
-import re
-import shutil
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -463,34 +460,3 @@ def test_pools_of_ipv6_are_pools(lab: Lab, firewall: Firewall) -> None:
         assert sorted(ports) == [("fd00:2::110", port) for port in range(3000, 3004)]
     whole = [seen(lab, lab.udp("client", 4801, f"fd00:1::{n}"), one)[0] for n in (50, 51)]
     assert sorted(whole) == [("fd00:2::120", 4801), ("fd00:2::121", 4801)]
-
-
-# What a STUN client says of us
-
-
-def verdict(lab: Lab, source: str, test: str) -> str:
-    """The last word of coturn's client about mapping (-m) or filtering (-f)."""
-    done = lab.run("client", ["turnutils_natdiscovery", test, "-L", source, SERVERS[1]])
-    found = re.findall(r"NAT with (.*)!", done.stdout)
-    assert found, done.stdout + done.stderr
-    return str(found[-1])
-
-
-def test_coturn_says_the_same(lab: Lab, firewall: Firewall) -> None:
-    """RFC 5780 discovery by an independent client and server: mapping as each rule has it, filtering always strict."""
-    if not (shutil.which("turnserver") and shutil.which("turnutils_natdiscovery")):
-        pytest.skip("coturn is not installed")
-    server = ["turnserver", "-n", "-S", "-L", SERVERS[1], "-L", SERVERS[2], "--no-tls", "--no-dtls", "--no-cli"]
-    lab.serve("server", [*server, "--log-file", "stdout", "--pidfile", str(lab.directory / "turn.pid")], 3478, "udp")
-    strict = "Address and Port Dependent"
-    expected = {
-        ("10.1.0.30", "-m"): "Endpoint Independent Mapping",
-        ("10.1.0.3", "-m"): f"{strict} Mapping",
-        ("10.1.0.30", "-f"): f"{strict} Filtering",
-        ("10.1.0.3", "-f"): f"{strict} Filtering",
-    }
-    with ThreadPoolExecutor() as clients:
-        for count in (SLOTS // 10, SLOTS * 95 // 100):
-            fill(lab, firewall, "10.1.0.81", count - len(firewall.sessions(source="10.1.0.81")))
-            found = clients.map(lambda asked: verdict(lab, *asked), expected)
-            assert dict(zip(expected, found, strict=True)) == expected

@@ -1,12 +1,21 @@
 """Topologies of the kernel's own netfilter selftests, once with the kernel's NAT in the middle and once with ours.
 
 nft_nat (masquerade, redirect of a port), nf_nat_edemux (two ports that become one), conntrack_reverse_clash (both ends
-begin at once), nft_flowtable (files over links of unequal MTU). What conntrack_icmp_related asks is in test_icmp.py.
+begin at once), conntrack_icmp_related (errors of a router in the path), nft_flowtable (files over links of unequal
+MTU).
+
+For conntrack_icmp_related the server is that router, and what it cannot deliver is for a host behind it or for nobody:
+
+    server far0 ---------- MTU 1280 ---------- eth0 far          10.5.0.0/16, fd00:5::/32 unreachable
+           10.4.0.1/24           10.4.0.2/24
+           fd00:4::1/64          fd00:4::2/64
 """
 
 import hashlib
 import random
+import re
 import socket
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +24,21 @@ from typing import Any
 
 import pytest
 
-from tests.lab.lab import CLIENT, CLIENT6, INSIDE, OUT0, OUT06, OUTSIDE, SERVER, SERVER6, Lab
+from tests.lab.console import counters
+from tests.lab.firewall import Firewall
+from tests.lab.lab import (
+    CLIENT,
+    CLIENT6,
+    FORWARDING,
+    INSIDE,
+    OUT0,
+    OUT06,
+    OUTSIDE,
+    SERVER,
+    SERVER6,
+    Lab,
+    remove_namespace,
+)
 
 PUBLIC, PRIVATE = 8080, 8081  # of the client: what the outside asks for, what listens
 COLLAPSING, REAL = 5222, 5223  # of the server
@@ -33,10 +56,17 @@ class Net:
     outside: str
     any: str
     nft: str  # nft's name
+    beyond: tuple[str, str]  # the server's and far's address on their link, with prefix length
+    nowhere: str  # an address that the server has no way to
+    unreachable: str  # its network
+
+    @property
+    def far(self) -> str:
+        return self.beyond[1].partition("/")[0]
 
 
-V4 = Net("ipv4", CLIENT, SERVER, OUT0, "0.0.0.0", "ip")
-V6 = Net("ipv6", CLIENT6, SERVER6, OUT06, "::", "ip6")
+V4 = Net("ipv4", CLIENT, SERVER, OUT0, "0.0.0.0", "ip", ("10.4.0.1/24", "10.4.0.2/24"), "10.5.0.9", "10.5.0.0/16")
+V6 = Net("ipv6", CLIENT6, SERVER6, OUT06, "::", "ip6", ("fd00:4::1/64", "fd00:4::2/64"), "fd00:5::9", "fd00:5::/32")
 BOTH = (V4, V6)
 
 
@@ -54,6 +84,7 @@ def rules(net: Net) -> list[dict[str, Any]]:
         | {"name": f"collapse-{net.family}", "service": "collapsing"}
         | {"destination-translation": {"address": net.server, "port": REAL}},
         outward | hidden | {"name": f"hide-{net.family}", "service": "hidden"},
+        outward | hidden | {"name": f"beyond-{net.family}", "destination": [net.far, net.nowhere]},
     ]
 
 
@@ -82,6 +113,7 @@ RULESET = "\n".join(
         chain after {{
             type nat hook postrouting priority srcnat
             oifname out0 meta l4proto tcp masquerade
+            oifname out0 {net.nft} daddr {{ {net.far}, {net.nowhere} }} masquerade
         }}
     }}"""
     for at in (lambda address: f"[{address}]" if ":" in address else address,)
@@ -100,15 +132,47 @@ def kernel(lab: Lab) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab() as made:
+    with Lab() as made, far(made):
         yield made
 
 
+@contextmanager
+def far(lab: Lab) -> Iterator[None]:
+    """The host behind the server, and the ways to it."""
+    name = lab.names["far"] = f"{lab.names['server']}-far"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        peer = ["type", "veth", "peer", "name", "eth0", "mtu", "1280", "netns", name]
+        ip(lab, "server", "link", "add", "far0", "mtu", "1280", *peer)
+        lab.sysctl("server", FORWARDING)
+        for net in BOTH:
+            lead(lab, net)
+        yield
+    finally:
+        remove_namespace(name)
+
+
+def lead(lab: Lab, net: Net) -> None:
+    """One family's addresses and routes behind the server."""
+    router = net.beyond[0].partition("/")[0]
+    for ns, device, address in (("server", "far0", net.beyond[0]), ("far", "eth0", net.beyond[1])):
+        ip(lab, ns, "address", "add", address, "dev", device, *(["nodad"] if net is V6 else []))
+        ip(lab, ns, "link", "set", device, "up")
+    ip(lab, "far", "route", "add", "default", "via", router)
+    ip(lab, "server", "route", "add", "unreachable", net.unreachable)
+    for prefix in (net.far, net.nowhere):
+        ip(lab, "firewall", "route", "add", prefix, "via", net.server)
+
+
+def ip(lab: Lab, ns: str, *words: str) -> None:
+    lab.run(ns, ["ip", *words], check=True)
+
+
 @pytest.fixture(scope="module", params=["kernel", "ours"])
-def middle(request: pytest.FixtureRequest, lab: Lab) -> Iterator[str]:
-    """Who translates."""
-    with kernel(lab) if request.param == "kernel" else lab.firewall(CONFIG):
-        yield request.param
+def middle(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Firewall | None]:
+    """Who translates: the daemon, or the kernel if it is None."""
+    with kernel(lab) if request.param == "kernel" else lab.firewall(CONFIG) as firewall:
+        yield firewall
 
 
 @pytest.fixture(params=BOTH, ids=lambda net: net.family)
@@ -168,6 +232,73 @@ def test_both_ends_begin_at_once(lab, middle, net):
         server.close()
 
 
+ABOUT_ERRORS = ("pkt_icmp_error", "flow_icmp", "flow_parse")
+WATCH = """
+table inet watch {
+    counter sent { }
+    counter related { }
+    counter invalid { }
+    chain in {
+        type filter hook input priority 0
+        ct state related counter name related
+        ct state invalid counter name invalid
+    }
+    chain out {
+        type filter hook output priority 0
+        ct state related counter name sent
+        ct state invalid counter name invalid
+    }
+    chain through {
+        type filter hook forward priority 0
+        ct state related counter name related
+        ct state invalid counter name invalid
+    }
+}
+"""
+
+
+@pytest.fixture
+def watched(lab: Lab, middle: Firewall | None) -> Iterator[None]:
+    """The ends and the router count by what their own connection tracking makes of a packet."""
+    ends = ("client", "server", "far")
+    path = lab.directory / "watch"
+    path.write_text(WATCH)
+    forget_paths(lab)
+    for ns in ends:
+        lab.run(ns, ["nft", "-f", str(path)], check=True)
+    yield
+    for ns in ends:
+        lab.run(ns, ["nft", "delete", "table", "inet", "watch"], check=True)
+
+
+def counted(lab: Lab, ns: str) -> dict[str, int]:
+    shown = lab.run(ns, ["nft", "list", "counters", "table", "inet", "watch"], check=True).stdout
+    return {name: int(packets) for name, packets in re.findall(r"counter (\w+) {\s+packets (\d+)", shown)}
+
+
+def ping(lab: Lab, to: str, count: int, size: int) -> str:
+    """The summary of a ping that may not be cut."""
+    done = lab.run("client", ["ping", "-n", "-c", f"{count}", "-i", "0.05", "-W", "2", "-M", "do", "-s", f"{size}", to])
+    return next(line for line in done.stdout.splitlines() if "transmitted" in line)
+
+
+def test_errors_of_a_router_are_related(lab, middle, net, watched):
+    """Too big for the last link, or for nobody: each of the pings hears of its own packet, and whoever tracks
+    connections takes every error for related."""
+    assert "3 received" in ping(lab, net.far, 3, 1000)
+    before = counters(middle) if middle else {}
+    assert "0 received, +1 errors" in ping(lab, net.far, 1, 1300)
+    with ThreadPoolExecutor() as pings:  # two: the kernel makes five in a burst at most (error_burst of ip-sysctl)
+        for summary in pings.map(lambda size: ping(lab, net.nowhere, 1, size), (100, 101)):
+            assert "0 received, +1 errors" in summary
+    assert counted(lab, "server") == {"sent": 3, "related": 0, "invalid": 0}
+    assert counted(lab, "client") == {"sent": 0, "related": 3, "invalid": 0}
+    assert counted(lab, "far") == {"sent": 0, "related": 0, "invalid": 0}
+    if middle:
+        changed = {name: count - before[name] for name, count in counters(middle).items() if count != before[name]}
+        assert {name: by for name, by in changed.items() if name.startswith(ABOUT_ERRORS)} == {"pkt_icmp_error": 3}
+
+
 @pytest.fixture(params=[(mtus, offload) for mtus in MTUS for offload in (True, False)], ids=str)
 def links(request: pytest.FixtureRequest, lab: Lab) -> Iterator[None]:
     """MTUs and offloads, for one test."""
@@ -180,10 +311,15 @@ def links(request: pytest.FixtureRequest, lab: Lab) -> Iterator[None]:
 
 
 def set_mtus(lab: Lab, mtus: tuple[int, int]) -> None:
-    """Of both links; what the ends have learnt of the path is forgotten."""
+    """Of both links."""
     for ends, mtu in zip((INSIDE, OUTSIDE), mtus, strict=True):
         for ns, interface in ends:
             lab.set_mtu(ns, interface, mtu)
+    forget_paths(lab)
+
+
+def forget_paths(lab: Lab) -> None:
+    """What the ends have learnt of the path's MTU."""
     for ns in ("client", "server"):
         for family in ("-4", "-6"):
             lab.run(ns, ["ip", family, "route", "flush", "cache"], check=True)

@@ -21,7 +21,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet
 
 from tests.lab.capture import Capture
-from tests.lab.console import attempt, counters, outcome, sessions
+from tests.lab.console import attempt, counters, outcome, session_of, sessions
 from tests.lab.firewall import Firewall
 from tests.lab.lab import CLIENT, CLIENT6, OUT0, OUT06, SERVER, SERVER6, Lab, poll
 from tests.lab.witness import receive, stopped
@@ -29,6 +29,7 @@ from tests.lab.witness import receive, stopped
 TRANSLATED, PLAIN, CROSSED = 80, 81, 82  # ports of the server
 CLAMP = 1360
 TCP_MD5SIG = 14  # linux/tcp.h
+UNACKED = struct.Struct("24xI")  # tcpi_unacked of struct tcp_info
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,41 @@ def test_a_signed_connection_passes_without_translation(lab, firewall, net, key)
         with listening.accept()[0] as server:
             server.settimeout(3)
             assert_exchange(client, server)
+
+
+# Blind attacks: RFC 5961
+
+
+def quiet(*ends: socket.socket) -> bool:
+    """Nothing that was said waits for an acknowledgement."""
+    infos = (end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, UNACKED.size) for end in ends)
+    return not any(UNACKED.unpack(told)[0] for told in infos)
+
+
+def challenges(lab: Lab, ns: str) -> int:
+    """Challenge ACKs that a kernel has sent."""
+    counted = lab.run(ns, ["nstat", "-asz", "TcpExtTCPChallengeACK"], check=True).stdout
+    return int(counted.split()[-2])
+
+
+@pytest.mark.parametrize(("flags", "distance"), [("R", 100), ("S", 1 << 30)], ids=["reset", "syn"])
+@pytest.mark.parametrize(("name", "victim"), [("client", "server"), ("server", "client")])
+def test_the_host_itself_asks_back(lab, firewall, net, name, victim, flags, distance):
+    """A forged reset in the window, or a SYN, reaches the victim; its challenge reaches the one in whose name it came,
+    and the connection goes on."""
+    filters = "tcp" if net is V4 else "ip6 proto 6"
+    with connected(lab, net, TRANSLATED) as (client, server), lab.capture(name, "eth0", filters) as capture:
+        assert_exchange(client, server)
+        poll(lambda: quiet(client, server), 3, "every byte to be acknowledged")
+        seen, before = len(capture.frames()), challenges(lab, victim)
+        last = [frame.packet.payload for frame in capture.frames() if frame.outgoing][-1]
+        ahead = (last.seq + len(last[TCP].payload) + distance) % 2**32
+        forged = TCP(sport=last.sport, dport=last.dport, flags=flags, seq=ahead)
+        lab.inject(name, net.ip(last.src, last.dst) / forged)
+        poll(lambda: [f for f in capture.frames()[seen:] if not f.outgoing], 3, "the challenge")
+        assert challenges(lab, victim) == before + 1
+        assert_exchange(client, server)
+        assert session_of(firewall, client)["timeout"] == 3600
 
 
 # Odd handshakes

@@ -201,6 +201,36 @@ def test_a_reset_goes_back_over_the_wire(lab, server):
         listening.accept()
 
 
+@pytest.mark.parametrize(("layer", "client", "server"), [(IP, CLIENT, SERVER), (IPv6, CLIENT6, SERVER6)])
+def test_a_stray_segment_is_reset_over_the_wire(lab, layer, client, server):
+    """`non-syn: reset`: the RST goes back to the MAC address that the segment came from, under the port's own so that
+    no switch learns a wrong place of the server, and the server hears nothing."""
+    answering = config()
+    answering["zones"][0]["non-syn"] = "reset"
+    stray = E / layer(src=client, dst=server) / TCP(sport=4000, dport=80, flags="A", seq=100, ack=7000)
+    with lab.firewall(answering) as firewall, lab.capture("client", "eth0", "tcp") as capture:
+        assert across(lab, stray) == []
+        (frame,) = poll(capture.received, 3, "the RST")
+        assert counters(firewall)["flow_action_reset"] == 1
+    reset = frame.packet
+    assert (reset.src, reset.dst, frame.tag) == (MACS["firewall", "in0"], MADE, None)
+    assert (reset[layer].src, reset[layer].dst) == (server, client)
+    assert (reset[TCP].sport, reset[TCP].dport, str(reset[TCP].flags), reset[TCP].seq) == (80, 4000, "R", 7000)
+    assert frame.wrong_checksums() == []
+
+
+def test_an_end_without_the_option_is_silent(lab):
+    """Each port is a zone of its own: what strays in from the right is dropped, and nobody hears of it."""
+    answering = config()
+    answering["zones"][0]["non-syn"] = "reset"
+    stray = Ether(src=MADE, dst=HERE) / IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=4000, flags="A", ack=7000)
+    with lab.firewall(answering) as firewall, lab.capture("server", "eth0", "tcp") as capture:
+        put(lab, "server", stray)
+        poll(lambda: counters(firewall)["flow_tcp_non_syn_drop"] == 1, 3, "the segment to be dropped")
+        assert across(lab, E / datagram(1)) != []
+        assert (capture.received(), counters(firewall)["flow_action_reset"]) == ([], 0)
+
+
 def test_a_tcp_stream_crosses_at_full_length(lab):
     """Super-packets pass the bridge whole."""
     lab.serve("server", ["iperf3", "-s", "-1"], 5201)
