@@ -29,6 +29,9 @@ enum verdict slowpath_look(struct table *t, struct packet *pkt);
 /* The id of the new session (1..max_sessions) or an enum install_error. */
 int64_t session_install(struct table *t, uint32_t shard, const struct flow_key *key, const struct decision *decision);
 
+/* A PREDICT session with these keys, what is not known being 0, for so many seconds; as session_install(). */
+int64_t session_predict(struct table *t, uint32_t shard, const struct flow_key *key, const struct decision *decision, uint32_t seconds);
+
 /* Sessions.  Ids run from 1 to max_sessions. */
 bool session_read(struct table *t, uint32_t id, struct session *copy);    /* false: no such slot */
 uint32_t session_timeout(struct table *t, const struct session *copy);    /* ticks: its timer, as accelerated aging makes it */
@@ -36,6 +39,13 @@ uint32_t session_timeout(struct table *t, const struct session *copy);    /* tic
 bool session_close(struct table *t, uint32_t id, uint32_t generation, uint32_t end_reason);
 /* The route moved to another interface of the same zone; false as above. */
 bool session_set_egress(struct table *t, uint32_t id, uint32_t generation, uint32_t egress);
+/* Nothing more needs to be read of it; false as above. */
+bool session_end_inspection(struct table *t, uint32_t id, uint32_t generation);
+/* The bytes [start, end) of flow `dir`, in its sender's numbering, went on as so many more; false: not alive, or too
+ * many connections are adjusted. */
+bool session_adjust(struct table *t, uint32_t id, uint32_t generation, uint32_t dir, uint32_t start, uint32_t end, int32_t grown);
+/* Makes the checksums of a packet anew, of its IPv4 header and its transport, after its parser has seen it. */
+void packet_sum(struct packet *pkt);
 /* Copies of at most n sessions from slot `*next` on that pass the filter; advances `*next`, to 0 at the end. */
 uint32_t table_scan(struct table *t, const struct session_filter *filter, uint32_t *next, struct session_copy *out, uint32_t n);
 uint32_t table_count_all(struct table *t, const struct session_filter *filter);

@@ -65,9 +65,9 @@ static struct session *find_quoted(const struct packet *pkt, const struct burst 
 	return s;
 }
 
-static bool is_redirect(const struct packet *pkt)
+static bool is_redirect_v4(const struct packet *pkt)
 {
-	return pkt->icmp_type == (pkt->key.family == 4 ? 5 : 137);
+	return pkt->key.family == 4 && pkt->icmp_type == 5;
 }
 
 /* An error of the firewall's own kernel that concerns none of our sessions and goes where no zone is: loopback, a
@@ -101,7 +101,7 @@ static enum verdict pass_error(struct packet *pkt, const struct burst *b)
 	translated = has_translation(s);
 	translation_of(s, dir, &nat);
 	session_unlock(s);
-	if (translated && is_redirect(pkt))      /* it would lead the sender past the translation */
+	if (translated && is_redirect_v4(pkt))      /* it would lead the sender past the translation */
 		return drop(b, FLOW_ICMP_REDIRECT);
 	count_in(b->counter, PKT_ICMP_ERROR, 1);
 	if (!translated)
@@ -111,12 +111,14 @@ static enum verdict pass_error(struct packet *pkt, const struct burst *b)
 }
 
 /* Discovery needs no session, so it may only be for this link: a group, a link-local address, or our own.  Both ends of a
- * virtual wire (HOOK_FORWARD) are on one link. */
+ * virtual wire (HOOK_FORWARD) are on one link.  A redirect would lead a host past the firewall that it crosses. */
 static enum verdict pass_link_control(const struct packet *pkt, const struct burst *b)
 {
 	const uint8_t *dst = pkt->key.dst;
 	bool on_link = dst[0] == 0xff || (dst[0] == 0xfe && (dst[1] & 0xc0) == 0x80);
 
+	if (pkt->icmp_type == ICMPV6_REDIRECT && pkt->hook != HOOK_FORWARD)
+		return drop(b, FLOW_ICMP_REDIRECT);
 	if (pkt->hook == HOOK_PREROUTING && !on_link && !table_is_own(b->table, dst))
 		return drop(b, FLOW_LINK_CONTROL_TRANSIT);
 	count_in(b->counter, PKT_LINK_CONTROL, 1);
@@ -136,41 +138,91 @@ static enum verdict drop_discarded(const struct packet *pkt, struct session *s, 
 	return drop(b, FLOW_DISCARD_HIT);
 }
 
-/* The MSS that a SYN of the session may offer at most: what both interfaces let through, 0 if anything.  IPv6's header
- * is 20 bytes longer, so its packets are as long as IPv4's. */
-static uint16_t mss_limit(const struct packet *pkt, const struct session *s, const struct burst *b)
+/* Whether the slow path has to read a packet of an inspected session before it goes on.  The kernel cuts super-packets
+ * for it; a connection of which it has not seen everything it cannot follow any further. */
+static enum verdict inspection(const struct packet *pkt, struct session *s, const struct burst *b)
 {
-	uint16_t mss = table_mss(b->table, s->ingress, s->egress);
-
-	return mss && pkt->key.family == 6 ? mss - 20 : mss;
+	if (pkt->mark & MARK_TRACKED || pkt->tcp_flags & TCP_FLAG_RST)
+		return VERDICT_CONTINUE;
+	if (pkt->ip_len <= INSPECT_MAX || pkt->checksum == CHECKSUM_SUPER) {
+		count_in(b->counter, PKT_INSPECT, 1);
+		return VERDICT_INSPECT;
+	}
+	if (b->table->settings.drop_oversize)
+		return drop(b, ALG_OVERSIZE_DROP);
+	count_in(b->counter, ALG_OVERSIZE_PASS, 1);
+	if (pkt->key.proto == IPPROTO_TCP)
+		s->flags &= (uint16_t)~FLAG_INSPECTED;
+	return VERDICT_CONTINUE;
 }
 
-/* Tracks and accounts a packet of session s, which is locked before and not after. */
+/* The MSS that a SYN of the session may offer at most: what both interfaces let through, 0 if anything.  IPv6's header
+ * is 20 bytes longer, so its packets are as long as IPv4's.  Where text may be edited there must be room for it. */
+static uint16_t mss_limit(const struct packet *pkt, const struct session *s, const struct burst *b)
+{
+	uint16_t mss = table_mss(b->table, s->ingress, s->egress), offered = get16(pkt->data + pkt->mss_at);
+
+	if (mss && pkt->key.family == 6)
+		mss -= 20;
+	if (!(s->flags & FLAG_INSPECTED) || !has_translation(s) || offered < 2 * INSPECT_ROOM)
+		return mss;
+	offered -= INSPECT_ROOM;
+	return mss && mss < offered ? mss : offered;
+}
+
+/* A segment that no router will pass on never reaches its receiver, so it says nothing of the connection. */
+static bool dies_here(const struct packet *pkt, const struct session *s)
+{
+	uint8_t hops = pkt->data[pkt->key.family == 4 ? 8 : 7];
+
+	return hops <= 1 && pkt->hook == HOOK_PREROUTING && !(s->flags & FLAG_HOST);
+}
+
+/* Tracks and accounts a packet, once. */
+static enum verdict track(struct packet *pkt, struct session *s, int dir, const struct burst *b)
+{
+	enum verdict v;
+
+	if (pkt->mark & MARK_TRACKED)
+		return VERDICT_CONTINUE;
+	if (pkt->key.proto != IPPROTO_TCP) {
+		session_touch(s, b);
+	} else if (!dies_here(pkt, s)) {
+		if (s->flags & FLAG_ADJUSTED)
+			adjust_read(b->table, s, dir, pkt);
+		if ((v = tcp_track(pkt, s, dir, b)) != VERDICT_CONTINUE)
+			return v;
+	}
+	account(s, dir, pkt->ip_len);
+	return VERDICT_CONTINUE;
+}
+
+/* Lets a packet of session s pass, which is locked before and not after. */
 static enum verdict pass(struct packet *pkt, struct session *s, int dir, const struct burst *b)
 {
 	struct translation nat;
 	enum verdict v;
 	uint16_t mss;
-	bool translated, clamped;
+	bool translated, changed;
 
-	if (pkt->key.proto == IPPROTO_TCP) {
-		v = tcp_track(pkt, s, dir, b);
-		if (v != VERDICT_CONTINUE) {
-			session_unlock(s);
-			return v;
-		}
-	} else {
-		session_touch(s, b);
+	v = track(pkt, s, dir, b);
+	if (v == VERDICT_CONTINUE && s->flags & FLAG_INSPECTED)
+		v = inspection(pkt, s, b);
+	if (v != VERDICT_CONTINUE) {
+		session_unlock(s);
+		return v;
 	}
-	account(s, dir, pkt->ip_len);
 	mss = pkt->mss_at ? mss_limit(pkt, s, b) : 0;
 	translated = has_translation(s);
-	if (translated || mss)
+	changed = s->flags & FLAG_ADJUSTED;
+	if (translated || mss || changed)
 		translation_of(s, dir, &nat);
+	if (changed)
+		adjust_write(b->table, s, dir, pkt, nat.delivered);
 	session_unlock(s);
-	clamped = mss && mss_clamp(pkt, mss, nat.delivered);
+	changed |= mss && mss_clamp(pkt, mss, nat.delivered);
 	if (!translated)
-		return clamped ? VERDICT_REWRITTEN : VERDICT_ACCEPT;
+		return changed ? VERDICT_REWRITTEN : VERDICT_ACCEPT;
 	if (!can_complete_checksum(pkt))
 		return drop(b, FLOW_NAT_CHECKSUM);
 	nat_rewrite(pkt, &nat);
@@ -223,11 +275,17 @@ enum verdict slowpath_look(struct table *t, struct packet *pkt)
 		return v;
 	if (pkt->kind != PACKET_FLOW)      /* the hot queues decide about those themselves */
 		return drop(&b, FLOW_SLOWPATH_ERROR);
+	pkt->session = 0;
 	if (!(s = table_lookup(t, &pkt->key, &dir))) {
+		if (pkt->mark & MARK_TRACKED)      /* its session has ended while it waited */
+			return drop(&b, FLOW_MARKED_MISS);
 		if (may_begin(pkt, &b))
 			return VERDICT_PUNT;
 		return wants_reset(pkt, &b) ? VERDICT_RESET : drop(&b, FLOW_TCP_NON_SYN_DROP);
 	}
+	pkt->session = session_id(t, s);
+	pkt->generation = s->generation;
+	pkt->dir = (uint8_t)dir;
 	session_unlock(s);
 	return VERDICT_ACCEPT;
 }

@@ -21,11 +21,14 @@ static bool make_room(const struct burst *b)
 	return true;
 }
 
-static struct session *take_slot(const struct burst *b, bool discard)
+/* The slot of what was expected, if it still is; else a free one. */
+static struct session *take_slot(const struct burst *b, const struct decision *d)
 {
 	struct session *s;
 
-	if (discard && discard_is_full(b->table))
+	if (d->predicted && (s = session_retake(b->table, d->predicted, d->predicted_generation)))
+		return s;
+	if (d->discard && discard_is_full(b->table))
 		make_room(b);
 	while (!(s = session_take(b->table)))
 		if (!make_room(b))
@@ -252,7 +255,7 @@ static int64_t install_failed(const struct burst *b, int error)
 
 static int64_t install(const struct burst *b, const struct flow_key *key, const struct decision *d)
 {
-	struct session *s = take_slot(b, d->discard);
+	struct session *s = take_slot(b, d);
 	int error;
 
 	assert(d->application < MAX_APPLICATIONS);
@@ -267,6 +270,23 @@ static int64_t install(const struct burst *b, const struct flow_key *key, const 
 	session_open(b->table, s, d->discard);
 	count_in(b->counter, SESSION_INSTALLED, 1);
 	return session_id(b->table, s);
+}
+
+int64_t session_predict(struct table *t, uint32_t shard, const struct flow_key *key, const struct decision *d, uint32_t seconds)
+{
+	struct burst b = {.table = t, .counter = t->counter[shard], .now = table_now()};
+	struct session *s = take_slot(&b, d);
+
+	assert(shard < MAX_SHARDS && d->application < MAX_APPLICATIONS);
+	if (!s)
+		return install_failed(&b, INSTALL_FULL);
+	session_fill(t, s, &key[0], d);
+	session_set_return_key(s, &key[1], NULL);
+	s->type = SESSION_PREDICT;
+	s->timeout = seconds * TENTHS;
+	session_open(t, s, false);
+	count_in(b.counter, SESSION_PREDICTED, 1);
+	return session_id(t, s);
 }
 
 int64_t session_install(struct table *t, uint32_t shard, const struct flow_key *key, const struct decision *d)

@@ -17,6 +17,9 @@ struct worker;
 #define WHEEL_SLOTS 8192          /* of a tenth of a second: a turn takes 13 minutes and 39 seconds */
 #define PORT_WORDS 1024           /* 65,536 bits */
 #define SHARE_LOCKS 64
+#define TCP_HEADER_MAX 60
+#define ICMPV6_REDIRECT 137
+#define EDITS 16                  /* of one direction that are remembered */
 #define PORT_SPACES 3             /* TCP, UDP, ICMP echo */
 
 /* One cache line.  seq is lock and version: odd while a writer is inside.  ref = slot << 1 | direction; 0: empty. */
@@ -38,6 +41,19 @@ struct sharer {
 	uint64_t mark;            /* of what it must not have in common with another */
 	uint32_t next;            /* in its chain; 0: last */
 	uint32_t head;            /* of the chain that has the number of this entry; 0: empty */
+};
+
+/* What an ALG has changed in a connection: see adjust.c. */
+struct adjust {
+	struct adjust_flow {
+		uint32_t base;
+		uint32_t n;
+		struct edit {
+			uint32_t start;
+			uint32_t end;
+			uint32_t delta;
+		} edit[EDITS];
+	} flow[2];
 };
 
 /* seq is odd while the map is being replaced. */
@@ -70,6 +86,7 @@ struct table {
 	uint64_t overflow;
 	uint64_t pools;
 	uint64_t sharers;
+	uint64_t adjusts;
 	uint32_t max_sessions;
 	uint32_t bucket_count;
 	uint32_t overflow_count;
@@ -86,6 +103,7 @@ struct table {
 	uint32_t discard_tail;
 	uint32_t share_lock[SHARE_LOCKS];    /* each guards some of the chains of sharers */
 	uint32_t pool_lock;       /* guards the opening of pools */
+	uint32_t adjust_lock;     /* guards adjust_owner */
 	uint32_t pool_count;
 
 	uint32_t wheel_lock;      /* guards heads, links and due */
@@ -98,6 +116,8 @@ struct table {
 	uint32_t count[6];        /* live sessions: TCP UDP ICMP other PREDICT DISCARD */
 	uint32_t allocated;
 	uint64_t installed;
+
+	uint32_t adjust_owner[MAX_ADJUSTED];   /* session id; 0: free */
 
 	struct zone_map zones;
 	struct origin_list origins;
@@ -217,6 +237,8 @@ void session_unlock(struct session *s);
 void session_set_closing(struct table *t, struct session *s, enum end_reason reason);
 void session_set_closed(struct session *s);
 void session_note_end(struct session *s, enum end_reason reason);
+struct session *session_alive(struct table *t, uint32_t id, uint32_t generation);      /* locked, or NULL */
+struct session *session_retake(struct table *t, uint32_t id, uint32_t generation);     /* not locked; NULL: it has ended */
 void session_copy_out(const struct session *s, struct session *copy);
 
 /* wheel.c: callers hold the session's lock, except of wheel_init. */
@@ -237,7 +259,13 @@ bool checksum_valid(const struct packet *pkt);
 void translation_deltas(const struct flow_key *from, const struct flow_key *to, uint16_t *l3, uint16_t *l4);
 void nat_rewrite(struct packet *pkt, const struct translation *nat);
 bool mss_clamp(struct packet *pkt, uint16_t mss, bool delivered);
+void header_changed(struct packet *pkt, const uint8_t *old, uint32_t len, bool delivered);
 void nat_rewrite_error(struct packet *pkt, const struct translation *nat);
+
+/* adjust.c: callers hold the lock of a session with FLAG_ADJUSTED, except of adjust_drop() */
+void adjust_read(const struct table *t, const struct session *s, int dir, struct packet *pkt);
+void adjust_write(const struct table *t, const struct session *s, int dir, struct packet *pkt, bool delivered);
+void adjust_drop(struct table *t, uint32_t id);
 
 /* What a session asks of a pool, and what it got: its port and plane. */
 struct lease {

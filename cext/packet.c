@@ -20,6 +20,7 @@
 #define TCP_OPTION_NOP 1
 #define TCP_OPTION_MSS 2
 #define TCP_OPTION_SCALE 3
+#define TCP_OPTION_MD5 19
 #define TCP_OPTION_AO 29
 #define TCP_SCALE_MAX 14           /* RFC 7323 section 2.3 */
 
@@ -152,7 +153,7 @@ static bool is_error(uint8_t proto, uint8_t type)
 {
 	if (proto == IPPROTO_ICMP)
 		return type == 3 || type == 4 || type == 5 || type == 11 || type == 12;
-	return (type >= 1 && type <= 4) || type == 137;
+	return type >= 1 && type <= 4;
 }
 
 static void key_echo(struct flow_key *key, uint16_t id, bool request)
@@ -170,11 +171,11 @@ static void key_ports(struct flow_key *key, const uint8_t *l4)
 	memcpy(&key->dport, l4 + 2, 2);
 }
 
-/* What a SYN offers.  The signature of TCP-AO covers the other options (RFC 5925 section 5.1), so beside one the MSS may
- * not be touched; that of MD5 does not (RFC 2385 section 2.0). */
+/* What a SYN offers, and whether a segment is signed.  The signature of TCP-AO covers the other options (RFC 5925 section
+ * 5.1), so beside one the MSS may not be touched; that of MD5 does not (RFC 2385 section 2.0). */
 static void tcp_read_options(struct packet *pkt, const uint8_t *option, const uint8_t *end)
 {
-	bool is_signed = false;
+	bool covered = false;
 
 	while (option < end && *option != TCP_OPTION_END) {
 		if (*option == TCP_OPTION_NOP) {
@@ -185,12 +186,13 @@ static void tcp_read_options(struct packet *pkt, const uint8_t *option, const ui
 			break;
 		if (option[0] == TCP_OPTION_SCALE && option[1] == 3)
 			pkt->window_scale = option[2] > TCP_SCALE_MAX ? TCP_SCALE_MAX : option[2];
-		else if (option[0] == TCP_OPTION_MSS && option[1] == 4)
+		else if (option[0] == TCP_OPTION_MSS && option[1] == 4 && pkt->tcp_flags & TCP_FLAG_SYN)
 			pkt->mss_at = (uint16_t)(option + 2 - pkt->data);
-		is_signed |= option[0] == TCP_OPTION_AO;
+		covered |= option[0] == TCP_OPTION_AO;
+		pkt->is_signed |= option[0] == TCP_OPTION_AO || option[0] == TCP_OPTION_MD5;
 		option += option[1];
 	}
-	if (is_signed)
+	if (covered)
 		pkt->mss_at = 0;
 }
 
@@ -215,7 +217,7 @@ static enum verdict parse_tcp(struct packet *pkt, const struct burst *b)
 	pkt->window = get16(tcp + 14);
 	pkt->seq_len = len - header + !!(pkt->tcp_flags & TCP_FLAG_SYN) + !!(pkt->tcp_flags & TCP_FLAG_FIN);
 	pkt->window_scale = 255;
-	if (pkt->tcp_flags & TCP_FLAG_SYN)
+	if (pkt->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_FIN | TCP_FLAG_RST))
 		tcp_read_options(pkt, tcp + 20, tcp + header);
 	return VERDICT_CONTINUE;
 }
@@ -268,13 +270,13 @@ static enum verdict parse_quote(struct packet *pkt, const struct burst *b)
 	return VERDICT_CONTINUE;
 }
 
-/* Neighbour discovery is only valid with a hop limit that no router has touched (RFC 4861 section 6.1); listener reports
+/* Neighbour discovery, redirects with it, is only valid with a hop limit that no router has touched (RFC 4861 section 6.1); listener reports
  * come from link-local sources (RFC 3810 section 5) with hop limit 1. */
 static bool is_link_control(const struct packet *pkt)
 {
 	uint8_t hop_limit = pkt->data[7];
 
-	if (pkt->icmp_type >= 133 && pkt->icmp_type <= 136)
+	if (pkt->icmp_type >= 133 && pkt->icmp_type <= ICMPV6_REDIRECT)
 		return hop_limit == 255;
 	if ((pkt->icmp_type >= 130 && pkt->icmp_type <= 132) || pkt->icmp_type == 143)
 		return hop_limit == 1;
@@ -346,6 +348,7 @@ enum verdict packet_parse(struct packet *pkt, const struct burst *b)
 	pkt->l4_checksum = 0;
 	pkt->tcp_flags = 0;
 	pkt->mss_at = 0;
+	pkt->is_signed = 0;
 	pkt->seq_len = 0;
 	pkt->echo = 0;
 	if (!ip_view(pkt->data, pkt->len, &ip) || (ip.len > pkt->len && !pkt->cut))

@@ -32,6 +32,7 @@
 #define COPY_RANGE 0xffffu
 #define WAIT_MAX 1000000000ull             /* nanoseconds a packet may wait for its verdict */
 #define WAIT_ABSURD (60 * 1000000000ull)   /* a clock was set: believe nobody */
+#define OUR_MARKS (MARK_SEEN | MARK_TRACKED)
 #define STOP_LATENCY_US 100000             /* how often a blocked receive looks at the stop flag */
 
 /* ---- configuration ---- */
@@ -369,9 +370,9 @@ static void flush_run(struct queue *q)
 void queue_accept(struct queue *q, const struct queued *p)
 {
 	struct request r;
-	uint32_t mark = htonl(p->packet.mark & ~MARK_SEEN);
+	uint32_t mark = htonl(p->packet.mark & ~OUR_MARKS);
 
-	if (!(p->packet.mark & MARK_SEEN)) {
+	if (!(p->packet.mark & OUR_MARKS)) {
 		if (q->undecided)
 			accept_one(q, p->id);
 		else
@@ -389,11 +390,11 @@ void queue_accept(struct queue *q, const struct queued *p)
 void queue_accept_rewritten(struct queue *q, const struct queued *p)
 {
 	struct request r;
-	uint32_t mark = htonl(p->packet.mark & ~MARK_SEEN);
+	uint32_t mark = htonl(p->packet.mark & ~OUR_MARKS);
 
 	flush_run(q);
 	verdict_init(&r, q, NFQNL_MSG_VERDICT, p->id, NF_ACCEPT);
-	if (p->packet.mark & MARK_SEEN)
+	if (p->packet.mark & OUR_MARKS)
 		request_add(&r, NFQA_MARK, &mark, sizeof(mark));
 	out_request(q, &r, p->packet.data, p->packet.len);
 }
@@ -405,6 +406,18 @@ void queue_refuse(struct queue *q, const struct queued *p, uint32_t verdict)
 
 	flush_run(q);
 	verdict_init(&r, q, NFQNL_MSG_VERDICT, p->id, verdict);
+	out_request(q, &r, NULL, 0);
+}
+
+/* Sends a packet that has been tracked to another queue; it will come back with its mark. */
+void queue_hand_over(struct queue *q, const struct queued *p, uint32_t verdict)
+{
+	struct request r;
+	uint32_t mark = htonl(p->packet.mark | MARK_TRACKED);
+
+	flush_run(q);
+	verdict_init(&r, q, NFQNL_MSG_VERDICT, p->id, verdict);
+	request_add(&r, NFQA_MARK, &mark, sizeof(mark));
 	out_request(q, &r, NULL, 0);
 }
 

@@ -43,6 +43,7 @@ int queue_receive(struct queue *q, uint64_t *counter);
 void queue_accept(struct queue *q, const struct queued *p);
 void queue_accept_rewritten(struct queue *q, const struct queued *p);
 void queue_refuse(struct queue *q, const struct queued *p, uint32_t verdict);
+void queue_hand_over(struct queue *q, const struct queued *p, uint32_t verdict);
 void queue_flush(struct queue *q, uint64_t *counter);
 
 #endif

@@ -224,6 +224,27 @@ bool mss_clamp(struct packet *pkt, uint16_t mss, bool delivered)
 	return true;
 }
 
+/* len bytes of the transport header, an even number, are not what they were. */
+void header_changed(struct packet *pkt, const uint8_t *old, uint32_t len, bool delivered)
+{
+	l4_checksum_update(pkt, fold(difference(old, pkt->data + pkt->l4, len)), delivered);
+}
+
+void packet_sum(struct packet *pkt)
+{
+	uint16_t check;
+
+	if (pkt->key.family == 4) {
+		memset(pkt->data + 10, 0, 2);
+		check = (uint16_t)~checksum_add(pkt->data, (pkt->data[0] & 15) * 4u, 0);
+		memcpy(pkt->data + 10, &check, 2);
+	}
+	if (pkt->l4_checksum)
+		checksum_complete(pkt);
+	if (pkt->l4_checksum && pkt->key.proto == IPPROTO_UDP)
+		udp_avoid_zero(pkt->data + pkt->l4_checksum);
+}
+
 /* Offset of the checksum in a quoted transport header; 0: none, or beyond what is quoted. */
 static uint32_t quoted_checksum(const struct packet *pkt)
 {

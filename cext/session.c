@@ -122,12 +122,15 @@ void session_give_back(struct table *t, struct session *s)
 	spin_unlock(&t->free_lock);
 }
 
-/* OPENING -> ACTIVE | DISCARD: into the wheel, visible to look-ups from now on. */
+/* OPENING -> ACTIVE | DISCARD: into the wheel, visible to look-ups from now on.  Of what is only expected, the answering
+ * flow stays OPENING. */
 void session_open(struct table *t, struct session *s, bool discard)
 {
 	spin_lock(&s->lock);
 	assert(s->state[0] == SESSION_OPENING);
 	session_set_state(s, discard ? SESSION_DISCARD : SESSION_ACTIVE);
+	if (s->type == SESSION_PREDICT)
+		__atomic_store_n(&s->state[1], SESSION_OPENING, __ATOMIC_RELAXED);
 	if (discard)
 		discard_append(t, s);
 	wheel_insert(t, s, wheel_deadline(t, s));
@@ -166,19 +169,23 @@ static void session_release(struct table *t, struct session *s)
 {
 	uint32_t id = session_id(t, s);
 	struct flow_key key[2];
-	uint16_t pool, plane;
-	bool one_way;
+	uint16_t pool, plane, flags;
+	uint8_t type;
 
 	spin_lock(&s->lock);
 	assert(s->state[0] == SESSION_CLOSED);
 	memcpy(key, s->key, sizeof(key));
-	one_way = s->flags & FLAG_ONE_WAY;
+	flags = s->flags;
+	type = s->type;
 	pool = s->pool;
 	plane = s->plane;
 	session_unlock(s);
-	flow_remove(t, &key[0], id << 1);
-	if (!one_way)
+	if (type == SESSION_FLOW)
+		flow_remove(t, &key[0], id << 1);
+	if (type == SESSION_FLOW && !(flags & FLAG_ONE_WAY))
 		flow_remove(t, &key[1], id << 1 | 1);
+	if (flags & FLAG_ADJUSTED)
+		adjust_drop(t, id);
 	if (pool)
 		natpool_give(t, &(struct lease){.back = key[1], .session = id, .pool = pool - 1u,
 						.port = ntohs(key[1].dport), .plane = (uint8_t)plane});
@@ -249,7 +256,7 @@ bool session_read(struct table *t, uint32_t id, struct session *copy)
 }
 
 /* The slot, locked, if that life of its session goes on; else NULL.  generation 0: whichever. */
-static struct session *session_alive(struct table *t, uint32_t id, uint32_t generation)
+struct session *session_alive(struct table *t, uint32_t id, uint32_t generation)
 {
 	struct session *s;
 
@@ -261,6 +268,33 @@ static struct session *session_alive(struct table *t, uint32_t id, uint32_t gene
 		return s;
 	session_unlock(s);
 	return NULL;
+}
+
+/* ACTIVE -> OPENING: the first packet of a PREDICT session has come, and it begins its life as a flow.  The ager may have
+ * it in its hand; it will see that this is not the life that it took out of the wheel. */
+struct session *session_retake(struct table *t, uint32_t id, uint32_t generation)
+{
+	struct session *s = session_alive(t, id, generation);
+
+	if (!s)
+		return NULL;
+	assert(s->type == SESSION_PREDICT);
+	count_session(t, s, -1);
+	wheel_remove(t, s);
+	session_set_state(s, SESSION_OPENING);
+	session_unlock(s);
+	return s;
+}
+
+bool session_end_inspection(struct table *t, uint32_t id, uint32_t generation)
+{
+	struct session *s = session_alive(t, id, generation);
+
+	if (!s)
+		return false;
+	s->flags &= (uint16_t)~FLAG_INSPECTED;
+	session_unlock(s);
+	return true;
 }
 
 bool session_close(struct table *t, uint32_t id, uint32_t generation, uint32_t end_reason)

@@ -13,11 +13,15 @@
 #define ZONE_HOST 255          /* the firewall itself: what it sends arrives "from" this zone */
 #define MARK_SEEN 0x40000000   /* the slow path has decided this packet's flow; a miss that carries it is dropped */
 #define MARK_OWN 0x20000000    /* made by the daemon itself (RST, unreachable); our rules let it pass */
+#define MARK_TRACKED 0x10000000 /* tracked and counted already, then handed to the slow path for inspection */
 #define MAX_APPLICATIONS 2048
 #define MAX_ORIGINS 512
 #define MAX_POOLS 4096         /* translated addresses with a port space of their own */
 #define MAX_INTERFACES 250     /* in zones */
 #define MAX_ZONE_IDS 256
+#define MAX_ADJUSTED 4096      /* connections whose text an ALG has made longer or shorter */
+#define INSPECT_MAX 3900       /* bytes of a packet that the slow queue hands to inspection whole */
+#define INSPECT_ROOM 256       /* bytes by which a segment may grow: kept free by a smaller MSS */
 #define MAX_PLANES 8           /* sessions that may share a translated address and port */
 #define MAX_SHARDS 20          /* counter shards, one writer each: 16 workers, then one thread each */
 #define SHARD_SLOW 16
@@ -48,7 +52,10 @@ enum session_state {
 	SESSION_FREE,          /* out of hash and wheel, not yet in the free list                             */
 };
 
-enum session_type { SESSION_FLOW, SESSION_PREDICT };
+enum session_type {
+	SESSION_FLOW,
+	SESSION_PREDICT,       /* expected: what is not known of its keys is 0, so it is not in the hash */
+};
 
 /* In the order of precedence of PAN-OS: of several causes the first is the one that is logged. */
 enum end_reason {
@@ -83,6 +90,10 @@ enum session_flag {
 	FLAG_LOG_END = 4,
 	FLAG_HOST = 8,         /* terminated on the firewall, or opened by it */
 	FLAG_ONE_WAY = 16,     /* refused: only key[0] is in the hash */
+	FLAG_INSPECTED = 32,   /* an ALG reads what it carries: every packet takes the way through the slow path */
+	FLAG_ADJUSTED = 64,    /* its sequence numbers are translated: see adjust.c */
+	FLAG_PREDICTED = 128,  /* it was expected, or still is */
+	FLAG_BY_SERVER = 256,  /* what made it expected was said by the server of its parent */
 };
 
 enum tcp_seen {
@@ -90,6 +101,7 @@ enum tcp_seen {
 	SEEN_FIN_S2C = 2,
 	SEEN_CHALLENGE = 4,    /* the peer answered a SYN with an ACK: it remembers an older connection */
 	SEEN_SCALE_C2S = 8,    /* the SYN offered a window scale */
+	SEEN_SIGNED = 16,      /* the SYN was signed (TCP-AO, MD5): hosts ignore what is not */
 };
 
 enum tcp_flag { TCP_FLAG_FIN = 1, TCP_FLAG_SYN = 2, TCP_FLAG_RST = 4, TCP_FLAG_PSH = 8, TCP_FLAG_ACK = 16, TCP_FLAG_URG = 32 };
@@ -164,6 +176,7 @@ struct settings {
 	uint32_t reject_non_syn;
 	uint32_t aging_threshold;    /* percent of the table; 0: accelerated aging is off */
 	uint32_t aging_factor;
+	uint32_t drop_oversize;      /* 1: what is too large for inspection is dropped, not passed on unseen */
 	uint8_t  reset_non_syn[MAX_ZONE_IDS];   /* by zone: what no session claims and begins none is answered by a RST */
 };
 
@@ -213,6 +226,7 @@ struct packet {
 	uint8_t  window_scale;       /* of a SYN; 255: not offered */
 	uint8_t  icmp_type;
 	uint8_t  echo;               /* 1: an ICMP echo, request or reply */
+	uint8_t  is_signed;          /* 1: a SYN, FIN or RST with a signature */
 	uint16_t mss_at;             /* offset of the MSS that a SYN offers; 0: none, or it is signed */
 	uint16_t window;
 	uint32_t seq;
@@ -221,6 +235,10 @@ struct packet {
 	struct flow_key quoted;      /* the quoted packet's tuple, zone 0 */
 	uint16_t quoted_l3;
 	uint16_t quoted_l4;
+
+	uint32_t session;            /* by slowpath_look() alone: the session that claims it, */
+	uint32_t generation;
+	uint8_t  dir;                /* and the flow of it */
 };
 
 enum verdict {
@@ -228,6 +246,7 @@ enum verdict {
 	VERDICT_ACCEPT,              /* untouched */
 	VERDICT_REWRITTEN,           /* accept, and the payload goes back to the kernel */
 	VERDICT_PUNT,                /* the slow path decides */
+	VERDICT_INSPECT,             /* tracked; the slow path reads it and sends it round */
 	VERDICT_DROP,
 	VERDICT_RESET,               /* of slowpath_look() alone: drop, count, and tell the sender by a RST */
 };
@@ -251,6 +270,8 @@ struct decision {
 	uint32_t parent;
 	uint32_t discard;            /* 1: a DISCARD session */
 	uint32_t first_len;          /* of a DISCARD session's first packet, which does not come round to be counted */
+	uint32_t predicted;          /* PREDICT session that this one was expected as, and becomes; 0: none */
+	uint32_t predicted_generation;
 };
 
 enum source_nat {
@@ -319,6 +340,7 @@ enum counter {
 	BYTES_RECV,
 	PKT_SENT,
 	PKT_PUNT,                    /* handed to the slow path */
+	PKT_INSPECT,                 /* the same, to be read by an ALG */
 	PKT_LINK_CONTROL,
 	PKT_ICMP_ERROR,              /* error messages delivered for a session */
 
@@ -353,10 +375,15 @@ enum counter {
 	TCP_DROP_STATE,
 	TCP_DROP_RST_OUT_OF_WND,
 	SESSION_ALLOC_FAILURE,
+	SESSION_SOURCE_LIMIT,
 	SESSION_DUPLICATE_KEY,
 	NAT_DIPP_ALLOC_FAILURE,
 	NAT_DIP_ALLOC_FAILURE,
 	NAT_NPTV6_UNMAPPABLE,
+	FLOW_PREDICT_CONVERT_FAILED,
+	ALG_OVERSIZE_DROP,
+	ALG_STREAM_GAP,
+	ALG_STREAM_HELD,
 	DROPS_END,
 
 	SESSION_INSTALLED,
@@ -367,9 +394,16 @@ enum counter {
 	SESSION_ADDRESSCHANGE,
 	TCP_RST_UNVERIFIED,
 	TCP_SESSION_REUSED,
+	SESSION_PREDICTED,
+	SESSION_PREDICT_MATCHED,
+	SESSION_PREDICT_LIMIT,
+	ALG_OVERSIZE_PASS,
+	ALG_GIVEN_UP,
+	ALG_PAYLOAD_CHANGED,
 	NAT_PORT_REALLOCATED,
 	FLOW_ACTION_RESET,
 	FLOW_ACTION_UNREACHABLE,
+	FLOW_ACTION_ACKNOWLEDGED,
 	FLOW_ACTION_LIMITED,
 	QUEUE_RECEIVE_OVERRUN,
 	QUEUE_VERDICT_ERROR,

@@ -1,5 +1,5 @@
-/* table.c - the mapping that holds everything: head, slots, hash, overflow buckets, pools, sharers of their ports.  Links are indices, so it may
- * lie anywhere.  What a session may go through is in session.c, how it is found in flowhash.c.
+/* table.c - the mapping that holds everything: head, slots, hash, overflow buckets, pools, sharers of their ports, edited
+ * connections.  Links are indices, so it may lie anywhere.  What a session may go through is in session.c, how it is found in flowhash.c.
  *
  * Lock order: bucket, then slot, then wheel / discard list / free list.  Nobody takes a bucket while holding a slot.
  */
@@ -68,7 +68,8 @@ struct table *table_create(uint32_t max_sessions, uint32_t planes)
 	uint64_t overflow_at_ = buckets_at + align((uint64_t)buckets * sizeof(struct bucket));
 	uint64_t pools_at = overflow_at_ + align((uint64_t)overflow * sizeof(struct bucket));
 	uint64_t sharers_at = pools_at + (uint64_t)planes * MAX_POOLS * sizeof(struct natpool);
-	uint64_t size = sharers_at + (planes > 1 ? align((max_sessions + 1ull) * sizeof(struct sharer)) : 0);
+	uint64_t adjusts_at = sharers_at + (planes > 1 ? align((max_sessions + 1ull) * sizeof(struct sharer)) : 0);
+	uint64_t size = adjusts_at + align(MAX_ADJUSTED * sizeof(struct adjust));
 	struct table *t;
 
 	if (!max_sessions || max_sessions > 1u << 30 || !planes || planes > MAX_PLANES) {
@@ -88,6 +89,7 @@ struct table *table_create(uint32_t max_sessions, uint32_t planes)
 	t->overflow = overflow_at_;
 	t->pools = pools_at;
 	t->sharers = sharers_at;
+	t->adjusts = adjusts_at;
 	t->planes = planes;
 	t->max_sessions = max_sessions;
 	t->bucket_count = buckets;
@@ -260,7 +262,7 @@ void table_read_stats(struct table *t, struct table_stats *stats)
 	stats->discard = __atomic_load_n(&t->count[COUNT_DISCARD], __ATOMIC_RELAXED);
 	stats->scheduled = __atomic_load_n(&t->wheel_scheduled, __ATOMIC_RELAXED);
 	stats->installed = __atomic_load_n(&t->installed, __ATOMIC_RELAXED);
-	stats->bytes = t->pools - t->slots + (t->size - t->sharers);
+	stats->bytes = t->pools - t->slots + (t->adjusts - t->sharers);
 }
 
 void table_read_counters(struct table *t, uint64_t *counters)

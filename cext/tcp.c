@@ -274,6 +274,8 @@ static enum verdict track_syn(const struct packet *pkt, struct session *s, int d
 		return VERDICT_CONTINUE;
 	begin_flow(s, dir, pkt);
 	learn_scale(s, dir, pkt);
+	if (pkt->is_signed)
+		s->tcp_seen |= SEEN_SIGNED;
 	enter(s, next, b);
 	return VERDICT_CONTINUE;
 }
@@ -294,6 +296,12 @@ static enum verdict track_data(const struct packet *pkt, struct session *s, int 
 	return VERDICT_CONTINUE;
 }
 
+/* The hosts of a signed connection ignore what ends it without a signature (RFC 5925 section 7.7, RFC 2385 section 4.1). */
+static bool is_forged(const struct packet *pkt, const struct session *s)
+{
+	return s->tcp_seen & SEEN_SIGNED && pkt->tcp_flags & (TCP_FLAG_RST | TCP_FLAG_FIN) && !pkt->is_signed;
+}
+
 /* Judges a TCP packet of an ACTIVE session, slot locked: VERDICT_CONTINUE, a counted drop, or VERDICT_PUNT for the first
  * packet of a new connection on this tuple. */
 enum verdict tcp_track(const struct packet *pkt, struct session *s, int dir, const struct burst *b)
@@ -301,6 +309,8 @@ enum verdict tcp_track(const struct packet *pkt, struct session *s, int dir, con
 	enum segment segment = segment_of(pkt);
 	enum step step;
 
+	if (is_forged(pkt, s))
+		return VERDICT_CONTINUE;
 	if (pkt->tcp_flags & TCP_FLAG_RST)
 		return track_reset(pkt, s, dir, b);
 	step = transitions[s->tcp_state][dir][segment];

@@ -62,6 +62,9 @@ static void answer(struct worker *w, const struct queued *p, enum verdict v)
 	case VERDICT_PUNT:
 		queue_refuse(&w->queue, p, w->punt_verdict);
 		break;
+	case VERDICT_INSPECT:
+		queue_hand_over(&w->queue, p, w->punt_verdict);
+		break;
 	default:
 		queue_refuse(&w->queue, p, NF_DROP);
 		break;

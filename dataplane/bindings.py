@@ -22,6 +22,7 @@ from dataplane.flow import Decision, FlowKey, Session, Translation
 from dataplane.policy.applications import TCP, UDP
 from dataplane.policy.compile import Pool
 from dataplane.policy.model import SourceType
+from dataplane.quotas import Quotas
 from dataplane.sessions import InstallError, SessionTable
 
 
@@ -38,10 +39,11 @@ class Binding:
 
 
 class Bindings:
-    """All bindings of a table; a NAT rule is known by its name."""
+    """All bindings of a table; a NAT rule is known by its name. Quotas hold for bound sessions as for others."""
 
-    def __init__(self, table: SessionTable) -> None:
+    def __init__(self, table: SessionTable, quotas: Quotas | None = None) -> None:
         self._table = table
+        self._quotas = quotas or Quotas(table)
         self._lock = threading.Lock()
         self._by_source: dict[Hashable, Binding] = {}
         self._by_session: dict[int, Binding] = {}  # session id
@@ -61,7 +63,7 @@ class Bindings:
                 return self._install_unbound(key, decision, length)
             bound = translation._replace(source=binding.address, ports=None, source_port=binding.port)
             try:
-                session_id = self._table.install(key, decision._replace(translation=bound), length)
+                session_id = self._quotas.install(key, decision._replace(translation=bound), length)
                 binding.sessions += 1
                 self._by_session[session_id] = binding
             finally:
@@ -132,7 +134,7 @@ class Bindings:
         assert translation is not None
         assert translation.source is not None
         self._table.open_pool(translation.source)
-        return self._table.install(key, decision, length)
+        return self._quotas.install(key, decision, length)
 
     def _enter(self, binding: Binding) -> Binding:
         self._by_source[binding.source] = binding

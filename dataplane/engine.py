@@ -9,22 +9,26 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from dataplane.ager import Ager
+from dataplane.alg import factories
 from dataplane.bindings import Bindings
 from dataplane.counters import GlobalCounters, HitCounts
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Session
+from dataplane.inspection import Inspection
 from dataplane.logs import LogWriter, SystemLog, traffic_record
 from dataplane.names import Names
 from dataplane.policy.applications import ICMP, TCP, UDP
 from dataplane.policy.compile import CompiledPolicy, compile_policy
 from dataplane.policy.model import Config
+from dataplane.predict import Predictions
+from dataplane.quotas import Quotas
 from dataplane.replies import Replies
 from dataplane.routes import Monitor, is_link_local
 from dataplane.rules import Hooks
@@ -58,7 +62,8 @@ class Engine:
         self.hits = HitCounts()
         self.counters = GlobalCounters()
         self.table = SessionTable(config.settings.session.max_sessions, config.settings.nat.oversubscription)
-        self.bindings = Bindings(self.table)
+        self.quotas = Quotas(self.table)
+        self.bindings = Bindings(self.table, self.quotas)
         self.traffic_log = LogWriter(log_dir / "traffic.json", self._records_lost)
         self.system_log = LogWriter(log_dir / "system.json", self._records_lost)
         self._system_handler = SystemLog(self.system_log)
@@ -69,18 +74,22 @@ class Engine:
         self._wires = Wires(config.virtual_wires, runtime_dir)
         self._backend = find_backend()
         self._replies = Replies(MARK_OWN)
+        self.predictions = Predictions()
+        self._inspection = Inspection(self.table, self.predictions)
         self._load_settings()
         self.slowpath = SlowPath(
             self._slow_queue,
             self.table,
             self.bindings,
+            self.quotas,
+            self._inspection,
             self._world(),
             self.hits,
             self._replies,
             self._record,
             self.failed,
         )
-        self.ager = Ager(self.table, self._session_ended, self.bindings.ended, self._queues)
+        self.ager = Ager(self.table, self._session_ended, self._sessions_leave, self._queues)
         self._workers: list[tuple[Any, threading.Thread]] = []
         self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
 
@@ -211,7 +220,9 @@ class Engine:
             aging.threshold if aging.enabled else 0,
             aging.scaling_factor,
             self.policy.reset_non_syn,
+            self.config.settings.alg.oversize == "drop",
         )
+        self.quotas.limit(session.max_per_source, self.config.settings.nat.max_ports_per_source)
         self.names.set_zones(self.policy.zone_ids)
         for name in self.policy.applications.by_name:
             self.table.set_timers(self.names.applications.number(name), self._timers(name))
@@ -253,6 +264,10 @@ class Engine:
             host_inbound_rule=names.rules.number(HOST_INBOUND),
             no_rule=names.rules.number(""),
             peers=self._wires.peers(self.monitor.links),
+            algs={
+                (names.applications.number(name), proto): factory
+                for (name, proto), factory in factories(self.config.settings.alg).items()
+            },
         )
 
     # ---- what happens ----
@@ -264,7 +279,7 @@ class Engine:
     def _host_changed(self, kind: str) -> None:
         """A link, an address or a route is another one than before."""
         before, now = self.slowpath.world, self._world()
-        self.slowpath.world = now
+        self.slowpath.set_world(now)
         self._tell_table(now)
         if kind in ("link", "address"):
             if self._routed:
@@ -304,7 +319,13 @@ class Engine:
         world = self.slowpath.world
         for session in self.table.scan():
             route = world.fib.lookup(session.s2c.src)
-            if session.host or session.state != "ACTIVE" or route is None or route.kind != "unicast":
+            if (
+                session.host
+                or session.type != "FLOW"
+                or session.state != "ACTIVE"
+                or route is None
+                or route.kind != "unicast"
+            ):
                 continue
             if session.ingress in world.peers:
                 continue
@@ -342,6 +363,11 @@ class Engine:
         """A DISCARD session has had its record when its first packet was refused."""
         if session.log_end and session.rule in self._actions and self._actions[session.rule] == "allow":
             self._record("end", session, "allow", session.end_reason)
+
+    def _sessions_leave(self, sessions: Iterable[Session]) -> None:
+        self._inspection.ended(sessions)
+        self.bindings.ended(sessions)
+        self.quotas.ended(sessions)
 
     def _records_lost(self, n: int) -> None:
         with self._losing:  # a shard has one writer at a time, and anybody may log

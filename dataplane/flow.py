@@ -53,6 +53,9 @@ class Decision(NamedTuple):
     log_end: bool = False
     host: bool = False
     parent: int = 0
+    inspected: bool = False  # an ALG reads it
+    predicted: tuple[int, int] | None = None  # id and generation of the PREDICT session that it was expected as
+    by_server: bool = False  # who made it expected; else its parent's client
 
 
 class Session(NamedTuple):
@@ -81,3 +84,6 @@ class Session(NamedTuple):
     log_end: bool
     host: bool
     parent: int
+    inspected: bool = False
+    predicted: bool = False  # it was expected, or still is
+    by_server: bool = False

@@ -108,6 +108,16 @@ def tcp_reset(packet: bytes, l4: int) -> bytes | None:
     )
 
 
+def tcp_acknowledgement(packet: bytes, l4: int, acked: int, window: int) -> bytes:
+    """An ACK for the sender of a TCP packet, in the destination's name. `acked`: the sequence number expected next."""
+    sport, dport, _, seq = struct.unpack_from("!HHII", packet, l4)
+    source, destination = _addresses(packet)
+    header = struct.pack("!HHIIBBHHH", dport, sport, seq, acked, 5 << 4, ACK, window, 0, 0)
+    return _datagram(
+        destination, source, TCP, _with_checksum(header, 16, _pseudo(destination, source, TCP, len(header)))
+    )
+
+
 def unreachable(packet: bytes, own_address: int) -> bytes | None:
     """`communication administratively prohibited` from an address of ours; None where none may be sent."""
     source, destination = _addresses(packet)

@@ -15,6 +15,7 @@ from dataplane.flow import Decision, FlowKey, Session, Translation
 HOST_ZONE: int = lib.ZONE_HOST
 MARK_SEEN: int = lib.MARK_SEEN
 MARK_OWN: int = lib.MARK_OWN
+MARK_TRACKED: int = lib.MARK_TRACKED
 TICKS: int = lib.TENTHS  # in a second
 MAX_APPLICATIONS: int = lib.MAX_APPLICATIONS
 MAX_ORIGINS: int = lib.MAX_ORIGINS
@@ -70,6 +71,7 @@ class SessionTable:
         self.pointer = check(made, f"a table for {max_sessions} sessions")
         self._decision = ffi.new("struct decision *")
         self._key = ffi.new("struct flow_key *")
+        self._slot = ffi.new("struct session *")
         self._ended = ffi.new("struct session_copy[]", EXPIRE_BATCH)
 
     def close(self) -> None:
@@ -79,13 +81,19 @@ class SessionTable:
     # ---- settings ----
 
     def configure(
-        self, reject_non_syn: bool, aging_threshold: int, aging_factor: int, reset_non_syn: Sequence[bool] = ()
+        self,
+        reject_non_syn: bool,
+        aging_threshold: int,
+        aging_factor: int,
+        reset_non_syn: Sequence[bool] = (),
+        drop_oversize: bool = False,
     ) -> None:
         """aging_threshold: percent of the table at which timers are divided by the factor; 0 switches that off.
 
         reset_non_syn: by zone id, whether TCP that belongs to no session and begins none is answered by a RST.
+        drop_oversize: what is too large to be read is dropped.
         """
-        settings = [reject_non_syn, aging_threshold, aging_factor, list(reset_non_syn)]
+        settings = [reject_non_syn, aging_threshold, aging_factor, drop_oversize, list(reset_non_syn)]
         lib.table_set_settings(self.pointer, ffi.new("struct settings *", settings))
 
     def set_timers(self, application: int, seconds: Mapping[str, int]) -> None:
@@ -125,6 +133,21 @@ class SessionTable:
         if result == lib.INSTALL_EXISTS:
             raise AlreadyInstalled
         raise InstallError(INSTALL_FAILURES[result])
+
+    def predict(self, key: FlowKey, back: FlowKey, decision: Decision, seconds: int) -> tuple[int, int]:
+        """Id and generation of a new PREDICT session: 0 stands in its keys for what is not known.
+
+        Raises InstallError (counted). Slow path thread only.
+        """
+        keys = ffi.new("struct flow_key[2]")
+        _write_key(ffi.addressof(keys, 0), key)
+        _write_key(ffi.addressof(keys, 1), back)
+        _write_decision(self._decision, decision, 0)
+        result: int = lib.session_predict(self.pointer, lib.SHARD_SLOW, keys, self._decision, seconds)
+        if result < 0:
+            raise InstallError(INSTALL_FAILURES[result])
+        lib.session_read(self.pointer, result, self._slot)
+        return result, self._slot.generation
 
     def open_pool(self, address: int) -> bool:
         """Make sure that a translated address has a port space; False when all MAX_POOLS are taken."""
@@ -196,6 +219,17 @@ class SessionTable:
         """End a session at the ager's next tick; False if it is not alive or another generation is."""
         return bool(lib.session_close(self.pointer, session_id, generation, END_REASONS.index(reason)))
 
+    def end_inspection(self, session_id: int, generation: int) -> bool:
+        """Nothing more needs to be read of it; False as in close_session()."""
+        return bool(lib.session_end_inspection(self.pointer, session_id, generation))
+
+    def adjust(self, session_id: int, generation: int, direction: int, start: int, end: int, grown: int) -> bool:
+        """The bytes [start, end) of a direction, in its sender's numbering, went on as `grown` more.
+
+        False if the session has ended, or too many connections have been changed so.
+        """
+        return bool(lib.session_adjust(self.pointer, session_id, generation, direction, start, end, grown))
+
     def set_egress(self, session: Session, egress: int) -> bool:
         """The route moved to another interface of the same zone; False if the session has ended meanwhile."""
         return bool(lib.session_set_egress(self.pointer, session.id, session.generation, egress))
@@ -245,6 +279,9 @@ class SessionTable:
             log_end=bool(flags & lib.FLAG_LOG_END),
             host=bool(flags & lib.FLAG_HOST),
             parent=parent,
+            inspected=bool(flags & lib.FLAG_INSPECTED),
+            predicted=bool(flags & lib.FLAG_PREDICTED),
+            by_server=bool(flags & lib.FLAG_BY_SERVER),
         )
 
 
@@ -263,7 +300,14 @@ def _write_decision(target: Any, decision: Decision, first_len: int) -> None:
     target.first_len = first_len
     target.egress_zone = decision.egress_zone
     target.application = decision.application
-    target.flags = (lib.FLAG_LOG_END if decision.log_end else 0) | (lib.FLAG_HOST if decision.host else 0)
+    target.flags = (
+        (decision.log_end and lib.FLAG_LOG_END)
+        | (decision.host and lib.FLAG_HOST)
+        | (decision.inspected and lib.FLAG_INSPECTED)
+        | (bool(decision.parent) and lib.FLAG_PREDICTED)
+        | (decision.by_server and lib.FLAG_BY_SERVER)
+    )
+    target.predicted, target.predicted_generation = decision.predicted or (0, 0)
     target.rule = decision.rule
     target.nat_rule = 0 if decision.nat_rule is None else decision.nat_rule + 1
     target.ingress = decision.ingress

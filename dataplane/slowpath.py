@@ -9,6 +9,8 @@ Rules see addresses and ports as the packet brought them; the egress zone is tha
 second packet of the flow that was queued meanwhile finds the session too, by the look that comes before deciding.
 
 A refused packet leaves a DISCARD session, so that its successors die in C.
+
+Packets that an ALG has to read come here as well, tracked already; only of them the payload may change (inspection.py).
 """
 
 import logging
@@ -21,19 +23,28 @@ from typing import Any, NamedTuple, NoReturn
 
 from netfilterqueue import NetfilterQueue
 
-from dataplane import predict
 from dataplane.bindings import Bindings
 from dataplane.counters import HitCounts
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Decision, FlowKey, Session, Translation
+from dataplane.inspection import AlgFactory, Inspection, Match, Surroundings
 from dataplane.nat import NoAddress, translate
 from dataplane.policy.compile import AddressMap, CompiledNatRule, CompiledPolicy, CompiledSecurityRule
 from dataplane.policy.model import Action
 from dataplane.policy.prefix import PrefixMap, Unmappable
+from dataplane.quotas import Quotas
 from dataplane.replies import RateLimit, Replies, tcp_reset, unreachable
 from dataplane.routes import Fib, Links, Route, is_ipv4, is_link_local
-from dataplane.sessions import HOST_ZONE, MARK_SEEN, AlreadyInstalled, InstallError, SessionTable, read_key
+from dataplane.sessions import (
+    HOST_ZONE,
+    MARK_SEEN,
+    MARK_TRACKED,
+    AlreadyInstalled,
+    InstallError,
+    SessionTable,
+    read_key,
+)
 
 QUEUE_LENGTH = 4096  # packets that may wait in the kernel for a decision
 RECEIVE_BUFFER = 8 << 20
@@ -72,6 +83,7 @@ class World:
     host_inbound_rule: int  # number
     no_rule: int  # number of the rule without a name
     peers: Mapping[int, int] = field(default_factory=dict)  # ports of virtual wires -> the port at the other end
+    algs: Mapping[tuple[int, int], AlgFactory] = field(default_factory=dict)  # application row and protocol -> reader
 
     def zone_of(self, route: Route | None) -> int:
         """Zone of a route's interface; Refused where there is no way or the interface is in no zone."""
@@ -87,6 +99,26 @@ class World:
         link = self.links.by_name(name)
         addresses = link.addresses if link is not None else ()
         return next((a for a in addresses if is_ipv4(a) == ipv4 and not is_link_local(a)), None)
+
+    def address_at(self, ifindex: int, ipv4: bool) -> int | None:
+        """The same by interface index: in whose name a packet that came in there is answered."""
+        link = self.links.by_index(ifindex)
+        return None if link is None else self.interface_address(link.name, ipv4)
+
+    def surroundings(self) -> Surroundings:
+        """What inspection needs to know of all this."""
+        pools = {
+            number: rule.pool
+            for number, rule in zip(self.nat_rule_numbers, self.policy.nat_rules, strict=True)
+            if rule.pool is not None
+        }
+        by_name = self.policy.applications.by_name
+        return Surroundings(
+            rows=self.application_rows,
+            predict_timeouts={name: application.predict_timeout for name, application in by_name.items()},
+            factories=self.algs,
+            ports={number: pool.ports for number, pool in pools.items()},
+        )
 
     def is_host(self, address: int) -> bool:
         """An address that the firewall itself listens to. The kernel calls NAT pools local too, which they are not."""
@@ -111,8 +143,6 @@ Outcome = tuple[Decision, CompiledSecurityRule | None]
 def decide(first: First, world: World) -> Outcome:
     """What becomes of the flow, and the security rule that said so (None: no rule was asked). Raises Refused."""
     key = first.key
-    if (predicted := predict.match(key)) is not None:
-        return predicted, None
     if key.zone == HOST_ZONE:
         return own_traffic(first, world), None
     if (peer := world.peers.get(first.ingress)) is not None:
@@ -199,17 +229,19 @@ def by_policy(first: First, route: Route | None, nat_index: int | None, world: W
     index = policy.security_rule(key.zone, egress_zone, key.src, key.dst, key.proto, key.dport, application.name)
     rule = policy.security_rules[index]
     allowed = rule.action is Action.ALLOW
+    row = world.application_rows[application.name]
     nat = None if nat_index is None else policy.nat_rules[nat_index]
     decision = Decision(
         discard=not allowed,
         egress_zone=egress_zone,
-        application=world.application_rows[application.name],
+        application=row,
         rule=world.rule_numbers[index],
         ingress=first.ingress,
         egress=route.ifindex if route is not None else 0,
         nat_rule=None if nat_index is None else world.nat_rule_numbers[nat_index],
         translation=translation_of(nat, key, world) if allowed and nat is not None else None,
         log_end=rule.log_end,
+        inspected=allowed and rule.alg and (row, key.proto) in world.algs,
     )
     return decision, rule
 
@@ -279,6 +311,8 @@ class SlowPath(threading.Thread):
         queue: int,
         table: SessionTable,
         bindings: Bindings,
+        quotas: Quotas,
+        inspection: Inspection,
         world: World,
         hits: HitCounts,
         replies: Replies,
@@ -286,9 +320,11 @@ class SlowPath(threading.Thread):
         failed: threading.Event,
     ) -> None:
         super().__init__(name="slowpath", daemon=True)
-        self.world = world
+        self._inspection = inspection
+        self.set_world(world)
         self._table = table
         self._bindings = bindings
+        self._quotas = quotas
         self._hits = hits
         self._replies = replies
         self._record = record  # event, session, action, end reason
@@ -301,6 +337,11 @@ class SlowPath(threading.Thread):
             self._queue.bind(queue, self._take, max_len=QUEUE_LENGTH, range=COPY_RANGE, sock_len=RECEIVE_BUFFER)
         except OSError as error:
             raise DataplaneError(f"NFQUEUE {queue}: another program reads it") from error
+
+    def set_world(self, world: World) -> None:
+        """From the next packet on."""
+        self.world = world
+        self._inspection.surroundings = world.surroundings()
 
     def run(self) -> None:
         try:
@@ -346,8 +387,12 @@ class SlowPath(threading.Thread):
         payload = queued.get_payload()
         packet = self._parse(queued, payload)
         look = lib.slowpath_look(self._table.pointer, packet)
-        if look in (lib.VERDICT_ACCEPT, lib.VERDICT_DROP):
-            return bool(look == lib.VERDICT_ACCEPT)
+        if look == lib.VERDICT_DROP:
+            return False
+        if look == lib.VERDICT_ACCEPT:
+            if packet.mark & MARK_TRACKED:
+                self._inspect(queued, packet, payload)
+            return True
         first = First(
             read_key(ffi.buffer(ffi.addressof(packet, "key"))),
             queued.physindev or queued.indev,
@@ -357,13 +402,16 @@ class SlowPath(threading.Thread):
         world = self.world
         if look == lib.VERDICT_RESET:
             self._disown(payload, packet.l4, first, world, queued.get_hw())
+        if (match := self._inspection.match(first.key)) is not None:
+            self._fulfil(match, first, packet.ip_len)
+            return True
         decision, rule = decide(first, world)
         try:
             session_id = self._install(first.key, decision, packet.ip_len)
         except AlreadyInstalled:
             return True
-        except InstallError:
-            self._log_refused(first.key, decision, rule)
+        except InstallError as error:
+            self._turn_away(payload, first, decision, rule, world, error)
             raise
         if rule is not None:
             self._hits.add(rule.name)
@@ -371,6 +419,40 @@ class SlowPath(threading.Thread):
         if decision.discard:
             self._refuse(payload, packet.l4, first, rule, world, queued.get_hw())
         return not decision.discard
+
+    def _inspect(self, queued: Any, packet: Any, payload: bytes) -> None:
+        """Let an ALG read it; Refused if it does not go on as a packet of its own."""
+        neighbour, world, ingress = queued.get_hw(), self.world, packet.ifindex
+        reading = self._inspection.read(packet, payload)
+        if reading.answer is not None:
+            self._answer_at(reading.answer, ingress, world, neighbour, lib.FLOW_ACTION_ACKNOWLEDGED)
+        if reading.counter is not None:
+            raise Refused(reading.counter)
+        if reading.payload is not None:
+            queued.set_payload(reading.payload)
+
+    def _fulfil(self, match: Match, first: First, length: int) -> None:
+        """The session that a flow was announced as; nothing is asked again."""
+        try:
+            session_id = self._install(first.key, match.decision._replace(ingress=first.ingress), length)
+        except InstallError:
+            self._inspection.failed(match)
+            raise
+        except AlreadyInstalled:
+            self._inspection.failed(match)
+            return
+        self._inspection.installed(match, session_id)
+        rule = self._rule(match.decision.rule)
+        if rule is not None:
+            self._hits.add(rule.name)
+            self._log(session_id, rule)
+
+    def _rule(self, number: int) -> CompiledSecurityRule | None:
+        """The rule of a parent, if the policy still has it."""
+        world = self.world
+        if number not in world.rule_numbers:
+            return None
+        return world.policy.security_rules[world.rule_numbers.index(number)]
 
     def _parse(self, queued: Any, payload: bytes) -> Any:
         """The packet as C wants it. Its checksum was judged by the hot queue that sent it here."""
@@ -380,6 +462,7 @@ class SlowPath(threading.Thread):
         packet.len = len(payload)
         packet.ifindex = queued.physindev or queued.indev
         packet.hook = queued.hook
+        packet.mark = queued.get_mark()
         packet.checksum = lib.CHECKSUM_TRUSTED
         packet.cut = len(payload) == COPY_RANGE
         return packet
@@ -390,7 +473,7 @@ class SlowPath(threading.Thread):
             return self._bindings.install(key, decision, length)
         if translation is not None and translation.ports and translation.source is not None:
             self._table.open_pool(translation.source)
-        return self._table.install(key, decision, length)
+        return self._quotas.install(key, decision, length)
 
     def _log(self, session_id: int, rule: CompiledSecurityRule) -> None:
         denied = rule.action is not Action.ALLOW
@@ -404,11 +487,26 @@ class SlowPath(threading.Thread):
         else:
             self._record("start", session, rule.action.value, None)
 
-    def _log_refused(self, key: FlowKey, decision: Decision, rule: CompiledSecurityRule | None) -> None:
-        """A session that the rule allows and the table or the pool has no room for: it has no id."""
-        if rule is None or decision.discard or not (rule.log_start or rule.log_end):
+    def _turn_away(
+        self,
+        payload: bytes,
+        first: First,
+        decision: Decision,
+        rule: CompiledSecurityRule | None,
+        world: World,
+        error: InstallError,
+    ) -> None:
+        """A session that the rule allows and that cannot be: its record has no id.
+
+        Where room is lacking, in the table, in the pool or in the source's quota, the sender is told (RFC 5508 REQ-8,
+        RFC 6888 REQ-11).
+        """
+        if rule is None or decision.discard:
             return
-        self._record("drop", refused_session(key, decision), rule.action.value, "resources-unavailable")
+        if rule.log_start or rule.log_end:
+            self._record("drop", refused_session(first.key, decision), rule.action.value, "resources-unavailable")
+        if error.counter != "session_duplicate_key":
+            self._send_unreachable(payload, first, world)
 
     def _refuse(
         self,
@@ -431,19 +529,27 @@ class SlowPath(threading.Thread):
         if resets and rule.action is not Action.RESET_SERVER:
             self._reset(tcp_reset(payload, l4), first, world, neighbour)
         elif rule.icmp_unreachable and not resets:
-            link = world.links.by_index(first.ingress)
-            own = world.interface_address(link.name, first.key.family == 4) if link is not None else None
-            if own is not None:
-                self._answer(unreachable(payload, own), lib.FLOW_ACTION_UNREACHABLE)
+            self._send_unreachable(payload, first, world)
+
+    def _send_unreachable(self, payload: bytes, first: First, world: World) -> None:
+        """From the interface that the packet came in by; a port of a virtual wire has no address to send it from."""
+        own = world.address_at(first.ingress, first.key.family == 4)
+        if own is not None:
+            self._answer(unreachable(payload, own), lib.FLOW_ACTION_UNREACHABLE)
 
     def _reset(self, packet: bytes | None, first: First, world: World, neighbour: bytes | None) -> None:
-        """A virtual wire has no route for the RST: it goes back to the neighbour."""
-        port = world.links.by_index(first.ingress) if first.ingress in world.peers else None
+        self._answer_at(packet, first.ingress, world, neighbour, lib.FLOW_ACTION_RESET)
+
+    def _answer_at(
+        self, packet: bytes | None, ingress: int, world: World, neighbour: bytes | None, counter: int
+    ) -> None:
+        """A virtual wire has no route for the answer: it goes back to the neighbour."""
+        port = world.links.by_index(ingress) if ingress in world.peers else None
         if port is None:
-            self._answer(packet, lib.FLOW_ACTION_RESET)
+            self._answer(packet, counter)
         elif packet is not None and neighbour is not None:
             sent = self._replies.send_over_wire(packet, port.name, neighbour[:6])
-            self._table.count(lib.FLOW_ACTION_RESET if sent else lib.FLOW_ACTION_LIMITED)
+            self._table.count(counter if sent else lib.FLOW_ACTION_LIMITED)
 
     def _disown(self, payload: bytes, l4: int, first: First, world: World, neighbour: bytes | None) -> NoReturn:
         """Answer a segment of a connection that nobody remembers as its receiver would, if there can be one.

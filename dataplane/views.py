@@ -21,8 +21,8 @@ def session_json(session: Session, names: Names) -> dict[str, Any]:
         "state": session.state,
         "type": session.type,
         "flags": nat_flags(session),
-        "c2s": _flow(session.c2s, session, names),
-        "s2c": _flow(session.s2c, session, names),
+        "c2s": _flow(session.c2s, session, names, session.state),
+        "s2c": _flow(session.s2c, session, names, "OPENING" if session.type == "PREDICT" else session.state),
         "start_time": iso_time(session.start),
         "timeout": int(session.timeout),
         "time_to_live": int(session.time_to_live),
@@ -36,7 +36,7 @@ def session_json(session: Session, names: Names) -> dict[str, Any]:
         "logged_at_end": session.log_end,
         "in_ager": session.state in ("ACTIVE", "DISCARD"),
         "synced_from_ha_peer": False,
-        "layer7_processing": "completed",
+        "layer7_processing": "enabled" if session.inspected else "completed",
         "offload": False,
         "offload_reason": "unavailable",
         "via_syn_cookies": False,
@@ -45,8 +45,8 @@ def session_json(session: Session, names: Names) -> dict[str, Any]:
         "egress_interface": names.interface(session.egress),
         "qos_rule": QOS_RULE,
         "parent_session": session.parent or None,
-        "prediction_triggered_by": None,
-        "prediction_matched_once": None,
+        "prediction_triggered_by": ("server" if session.by_server else "client") if session.predicted else None,
+        "prediction_matched_once": session.type == "FLOW" if session.predicted else None,
         "end_reason": session.end_reason or "unknown",
     }
 
@@ -77,19 +77,24 @@ def _date_and_time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _flow(key: FlowKey, session: Session, names: Names) -> dict[str, Any]:
+def _flow(key: FlowKey, session: Session, names: Names, state: str) -> dict[str, Any]:
+    """A PREDICT session has 0 for an address that is not known yet; the answering flow of one is not there yet."""
     return {
-        "source": address_text(key.src),
+        "source": _address(key.src, key.family),
         "source_zone": names.zone(key.zone),
-        "dst": address_text(key.dst),
+        "dst": _address(key.dst, key.family),
         "proto": key.proto,
         "sport": key.sport,
         "dport": key.dport,
-        "state": session.state,
+        "state": state,
         "type": session.type,
         "src_user": "unknown",
         "dst_user": "unknown",
     }
+
+
+def _address(address: int, family: int) -> str:
+    return address_text(address) if address or family == 6 else "0.0.0.0"
 
 
 def _translation(session: Session) -> str | None:

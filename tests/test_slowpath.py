@@ -302,6 +302,26 @@ def test_the_zone_of_a_nat_rule_is_that_of_the_other_end():
     assert (outcome.nat_rule, outcome.decision.egress) == (None, IN0)
 
 
+# ---- in whose name a refusal is answered ----
+
+
+@pytest.mark.parametrize(
+    ("ingress", "ipv4", "expected"),
+    [(IN0, True, "10.1.0.1"), (IN0, False, "fd00:1::1"), (OUT0, False, "fd00:2::1")],
+)
+def test_a_refusal_is_answered_by_the_interface_that_it_came_to(ingress, ipv4, expected):
+    """In the family of the refused packet, and by no link-local address."""
+    assert WORLD.address_at(ingress, ipv4) == address(expected)
+
+
+def test_an_interface_without_an_address_answers_nothing():
+    """Of the family, or of either (a port of a virtual wire); nor does one that is gone."""
+    port, _ = interface(9, "port0")
+    world = replace(WORLD, links=Links([*WORLD.links, port]))
+    assert WORLD.address_at(DMZ0, False) is None
+    assert [world.address_at(ifindex, True) for ifindex in (9, 10)] == [None, None]
+
+
 # ---- no way ----
 
 

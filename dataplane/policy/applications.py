@@ -8,10 +8,12 @@ name. Palo Alto publishes no table of timers per application, so the built-in on
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from dataplane.policy.model import CustomApplication
+from dataplane.policy.model import AlgSettings, CustomApplication
 from dataplane.policy.objects import LAST_PORT, PortRange, parse_default_port
 
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
+PREDICT_TIMEOUT = 60  # seconds; PAN-OS shows it for ftp-data
+MEDIA_PREDICT_TIMEOUT = 180  # a telephone may ring for that long
 ECHO_PROTOCOLS = (ICMP, ICMPV6)
 
 PROTOCOL_NAMES = {
@@ -44,6 +46,7 @@ _DEFAULT_PORTS = {
     "ftp": "tcp/21",
     "ftp-data": "",
     "git": "tcp/9418",
+    "h.245": "",
     "h.323": "tcp/1720",
     "http-proxy": "tcp/3128",
     "ident": "tcp/113",
@@ -51,6 +54,7 @@ _DEFAULT_PORTS = {
     "imap": "tcp/143 tcp/993",
     "ipsec-esp-udp": "udp/4500",
     "irc": "tcp/6667",
+    "irc-dcc": "",
     "kerberos": "tcp/88 udp/88",
     "l2tp": "udp/1701",
     "ldap": "tcp/389 tcp/636 tcp/3268 tcp/3269 udp/389",
@@ -74,6 +78,7 @@ _DEFAULT_PORTS = {
     "portmapper": "tcp/111 udp/111",
     "postgres": "tcp/5432",
     "pptp": "tcp/1723",
+    "pptp-gre": "",
     "quic": "udp/443",
     "radius": "udp/1812 udp/1813 udp/1645 udp/1646",
     "rip": "udp/520",
@@ -124,6 +129,7 @@ class Application:
     udp_timeout: int = 0
     tcp_half_closed_timeout: int = 0
     tcp_time_wait_timeout: int = 0
+    predict_timeout: int = PREDICT_TIMEOUT
 
     def is_default_port(self, proto: int, dport: int) -> bool:
         """Whether `application-default` lets this application use the port."""
@@ -139,6 +145,8 @@ def _built_in() -> dict[str, Application]:
         if proto not in (TCP, UDP):
             table[name] = Application(name, ((proto, 0, LAST_PORT),))
     table["ping"] = Application("ping", tuple((proto, 0, LAST_PORT) for proto in ECHO_PROTOCOLS))
+    for name in ("rtp", "rtcp"):
+        table[name] = replace(table[name], predict_timeout=MEDIA_PREDICT_TIMEOUT)
     return table | {name: Application(name) for name in ("unknown-tcp", "unknown-udp", "unknown-p2p")}
 
 
@@ -148,8 +156,9 @@ BUILT_IN: Mapping[str, Application] = _built_in()
 class ApplicationTable:
     """The applications of one configuration: by name, and by port in one plain list per transport protocol."""
 
-    def __init__(self, custom: Mapping[str, CustomApplication]) -> None:
+    def __init__(self, custom: Mapping[str, CustomApplication], alg: AlgSettings | None = None) -> None:
         configured = {name: _configured(name, written) for name, written in custom.items()}
+        configured |= _on_alg_ports({**BUILT_IN, **configured}, alg or AlgSettings())
         self.by_name: Mapping[str, Application] = {**BUILT_IN, **configured}
         self._by_port = {TCP: self._unknown("unknown-tcp"), UDP: self._unknown("unknown-udp")}
         self._claim(app for name, app in self.by_name.items() if name not in configured)
@@ -176,6 +185,17 @@ class ApplicationTable:
                     self._by_port[proto][first : last + 1] = [app] * (last - first + 1)
 
 
+def _on_alg_ports(known: Mapping[str, Application], alg: AlgSettings) -> dict[str, Application]:
+    """The applications whose ALG listens on ports of its own, which are then the application's."""
+    found = {}
+    for name, written in alg.by_application().items():
+        if written.enabled and written.ports is not None:
+            transports = {proto for proto, _, _ in known[name].ports}
+            ports = tuple((proto, port, port) for proto in sorted(transports) for port in written.ports)
+            found[name] = replace(known[name], ports=ports)
+    return found
+
+
 def _configured(name: str, written: CustomApplication) -> Application:
     ports = BUILT_IN[name].ports if name in BUILT_IN else ()
     if written.default_ports is not None:
@@ -187,4 +207,6 @@ def _configured(name: str, written: CustomApplication) -> Application:
         udp_timeout=written.udp_timeout,
         tcp_half_closed_timeout=written.tcp_half_closed_timeout or 0,
         tcp_time_wait_timeout=written.tcp_time_wait_timeout or 0,
+        predict_timeout=written.predict_timeout
+        or (BUILT_IN[name].predict_timeout if name in BUILT_IN else PREDICT_TIMEOUT),
     )

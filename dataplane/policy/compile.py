@@ -86,6 +86,7 @@ class CompiledSecurityRule:
     log_start: bool
     log_end: bool
     disabled: bool = False
+    alg: bool = True
     kind: str | None = None
     """`intrazone` or `interzone` for the two defaults."""
 
@@ -335,7 +336,7 @@ def compile_policy(config: Config) -> CompiledPolicy:
     """A policy from a configuration that load.py accepted."""
     objects = Objects(config)
     zone_ids = {zone.name: number for number, zone in enumerate(config.zones, 1)}
-    applications = ApplicationTable(config.applications)
+    applications = ApplicationTable(config.applications, config.settings.alg)
     written = [rule for rule in config.security_rules if rule.name not in DEFAULT_RULES]
     defaults = [_default_rule(kind, config) for kind in ("intrazone", "interzone")]
     parts = _nat_parts(config)
@@ -387,7 +388,7 @@ def _default_rule(kind: str, config: Config) -> CompiledSecurityRule:
 
 def _security_rule(rule: SecurityRule, kind: str | None = None) -> CompiledSecurityRule:
     return CompiledSecurityRule(
-        rule.name, rule.action, rule.icmp_unreachable, rule.log_start, rule.log_end, rule.disabled, kind
+        rule.name, rule.action, rule.icmp_unreachable, rule.log_start, rule.log_end, rule.disabled, rule.alg, kind
     )
 
 

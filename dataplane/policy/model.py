@@ -129,6 +129,8 @@ Week = Annotated[int, Field(ge=1, le=604_800)]
 TenMinutes = Annotated[int, Field(ge=1, le=600)]
 Minute = Annotated[int, Field(ge=1, le=60)]
 WeekOrDefault = Annotated[int, Field(ge=0, le=604_800)]
+Limit = Annotated[int, Field(ge=0, le=MAX_SESSIONS)]
+"""0: none."""
 
 
 class _Noun(BaseModel):
@@ -183,6 +185,8 @@ class CustomApplication(_Noun):
     udp_timeout: WeekOrDefault = 0
     tcp_half_closed_timeout: Week | None = None
     tcp_time_wait_timeout: TenMinutes | None = None
+    predict_timeout: TenMinutes | None = None
+    """How long a session that an ALG has announced is waited for."""
 
 
 class Action(StrEnum):
@@ -210,6 +214,8 @@ class SecurityRule(_Noun):
     service: Some[str] = (ANY,)
     action: Annotated[Action, Strict(False)]
     icmp_unreachable: bool = False
+    alg: bool = True
+    """Whether ALGs read the sessions that the rule allows."""
     log_start: bool = False
     log_end: bool = True
     disabled: bool = False
@@ -304,6 +310,8 @@ class SessionSettings(_Noun):
     """The session table and its timers."""
 
     max_sessions: Annotated[int, Field(ge=1, le=MAX_SESSIONS)] = 262_144
+    max_per_source: Limit = 0
+    """Live sessions of one IPv4 address or IPv6 /64 of a zone."""
     timeouts: Timeouts = Timeouts()
     tcp_reject_non_syn: bool = True
     accelerated_aging: AcceleratedAging = AcceleratedAging()
@@ -311,9 +319,12 @@ class SessionSettings(_Noun):
 
 
 class NatSettings(_Noun):
-    """At most so many sessions share a translated address and port, only towards different destinations."""
+    """How translated ports are given out."""
 
     oversubscription: Annotated[Literal[1, 2, 4, 8], BeforeValidator(_check_ratio)] = 1
+    """At most so many sessions share an address and port, only towards different destinations."""
+    max_ports_per_source: Limit = 0
+    """Live sessions of one source that hold a translated port."""
 
 
 class AlgProtocol(_Noun):
@@ -323,15 +334,42 @@ class AlgProtocol(_Noun):
     ports: Some[Port] | None = None
 
 
+OFF = AlgProtocol(enabled=False)
 Alg = Annotated[AlgProtocol, BeforeValidator(_switch_or_settings)]
 
 
+class SipAlg(AlgProtocol):
+    """SIP has two questions more."""
+
+    rewrite: bool = True
+    """False: media may pass, but no message is ever changed (pinhole only)."""
+    media_from: Literal["peer", "any"] = "peer"
+    """Who may send media to an announced port: the other end of the signalling, or anybody in its zone."""
+
+
 class AlgSettings(_Noun):
-    """The protocols whose control channel opens further sessions."""
+    """The protocols whose control channel opens further sessions; PAN-OS applications."""
 
     ftp: Alg = AlgProtocol()
     tftp: Alg = AlgProtocol()
-    sip: Alg = AlgProtocol()
+    sip: Annotated[SipAlg, BeforeValidator(_switch_or_settings)] = SipAlg()
+    rtsp: Alg = OFF
+    pptp: Alg = OFF
+    h_323: Annotated[AlgProtocol, BeforeValidator(_switch_or_settings), Field(alias="h.323")] = OFF
+    mgcp: Alg = OFF
+    rsh: Alg = OFF
+    sccp: Alg = OFF
+    oracle: Alg = OFF
+    irc: Alg = OFF
+    msrpc: Alg = OFF
+    oversize: Literal["pass", "drop"] = "pass"
+    """What becomes of a packet that is too large to be read (3,900 bytes)."""
+
+    def by_application(self) -> dict[str, AlgProtocol]:
+        """Every protocol's settings by the name of its application."""
+        fields = type(self).model_fields
+        values = {field.alias or name: getattr(self, name) for name, field in fields.items()}
+        return {name: value for name, value in values.items() if isinstance(value, AlgProtocol)}
 
 
 class QueueSettings(_Noun):

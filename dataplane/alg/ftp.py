@@ -1,0 +1,144 @@
+"""FTP (RFC 959, 2428): the port on which a data connection is going to be opened.
+
+    active    client: PORT h1,h2,h3,h4,p1,p2 | EPRT |1|address|port|        the server calls, from port 20 or any
+    passive   server: 227 ... (h1,h2,h3,h4,p1,p2) | 229 ... (|||port|)      the client calls
+
+A command begins at the start of a line and counts when its line has ended. Nothing is believed before the server has
+greeted with a reply code and the client has spoken; nobody may announce an address other than his own (FTP bounce).
+After `AUTH` the channel is encrypted as soon as the server agrees (RFC 4217): it is left alone from then on.
+
+Not done: LPRT/LPSV (RFC 1639).
+"""
+
+import re
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+
+from dataplane.alg.base import CLIENT, MORE, SERVER, TCP, Control, Endpoint, Expected, Piece
+from dataplane.policy.objects import address_text
+
+MAX_LINE = 512  # bytes; a longer one is no announcement
+
+_SIX = rb"(\d{1,3}),(\d{1,3}),(\d{1,3}),(\d{1,3}),(\d{1,3}),(\d{1,3})"
+_PORT = re.compile(rb"PORT +" + _SIX + rb" *\r?\n", re.IGNORECASE)
+_EPRT = re.compile(rb"EPRT +(?P<d>[!-~])([12])(?P=d)([0-9A-Fa-f:.]{2,45})(?P=d)(\d{1,5})(?P=d) *\r?\n", re.IGNORECASE)
+_227 = re.compile(rb"227 [^\d\r\n]*?\(?" + _SIX + rb"\)?[^\r\n]*\r?\n")
+_229 = re.compile(rb"229 [^\r\n(]*\((?P<d>[!-~])(?P=d)(?P=d)(\d{1,5})(?P=d)\)[^\r\n]*\r?\n")
+_GREETING = re.compile(rb"\d{3}[ -]")
+_COMMAND = re.compile(rb"[A-Za-z]{3,4}[ \r\n]")
+_MAPPED = 0xFFFF << 32
+_BEGINNINGS = ((b"PORT ", b"EPRT ", b"AUTH "), (b"227 ", b"229 ", b"234 "))
+
+
+class Ftp:
+    """One control connection."""
+
+    limit = MAX_LINE
+
+    def __init__(self) -> None:
+        self.done = False
+        self._spoken = [False, False]
+        self._inside_line = [False, False]  # the rest of a line whose beginning has gone by
+        self._auth = False
+
+    def inspect(self, side: int, data: bytes, control: Control) -> Piece:
+        end = data.find(b"\n") + 1
+        if self._inside_line[side]:
+            self._inside_line[side] = not end
+            return Piece(end or len(data))
+        if not end and len(data) < MAX_LINE and _may_become(side, data):
+            return MORE
+        self._inside_line[side] = not end
+        line = data[: end or len(data)]
+        if not self._spoken[side]:
+            self._first(side, line)
+        return Piece(len(line), self._read(side, line, control) if end and not self.done else None)
+
+    def _first(self, side: int, line: bytes) -> None:
+        """Both ends begin as FTP does, the server first, or this is something else."""
+        pattern = _COMMAND if side == CLIENT else _GREETING
+        self._spoken[side] = True
+        if not pattern.match(line) or not self._spoken[SERVER]:
+            self.done = True
+
+    def _read(self, side: int, line: bytes, control: Control) -> bytes | None:
+        if side == CLIENT:
+            self._auth = line[:5].upper() == b"AUTH "
+            return self._port(line, control) or self._eprt(line, control)
+        if self._auth and line.startswith(b"234 "):
+            self.done = True
+            return None
+        if not self._spoken[CLIENT]:
+            return None
+        return self._227(line, control) or self._229(line, control)
+
+    def _port(self, line: bytes, control: Control) -> bytes | None:
+        match = _PORT.fullmatch(line)
+        seen = _expect(CLIENT, _six(match.groups()) if match else None, control)
+        if match is None or seen is None:
+            return None
+        return _splice(line, match.start(1), match.end(6), _six_text(seen))
+
+    def _eprt(self, line: bytes, control: Control) -> bytes | None:
+        match = _EPRT.fullmatch(line)
+        seen = _expect(CLIENT, _named(match) if match else None, control)
+        if match is None or seen is None:
+            return None
+        mark = match["d"]
+        text = mark.join((match[2], address_text(seen.address).encode(), str(seen.port).encode()))
+        return _splice(line, match.start(2), match.end(4), text)
+
+    def _227(self, line: bytes, control: Control) -> bytes | None:
+        match = _227.fullmatch(line)
+        seen = _expect(SERVER, _six(match.groups()) if match else None, control)
+        if match is None or seen is None:
+            return None
+        return _splice(line, match.start(1), match.end(6), _six_text(seen))
+
+    def _229(self, line: bytes, control: Control) -> bytes | None:
+        """It names no address: the one that the control connection goes to is meant."""
+        match = _229.fullmatch(line)
+        announced = Endpoint(control.own(SERVER).address, int(match[2])) if match else None
+        seen = _expect(SERVER, announced, control)
+        if match is None or seen is None:
+            return None
+        return _splice(line, match.start(2), match.end(2), str(seen.port).encode())
+
+
+def _may_become(side: int, data: bytes) -> bool:
+    """Whether the beginning of a line may be that of something we look for."""
+    begun = data.upper()
+    return any(begun.startswith(word[: len(begun)]) for word in _BEGINNINGS[side])
+
+
+def _expect(side: int, announced: Endpoint | None, control: Control) -> Endpoint | None:
+    """Only for the announcer's own address; None where nothing was announced, nothing opened, or nothing changes."""
+    if announced is None or announced.address != control.own(side).address or announced.port > 0xFFFF:
+        return None
+    seen = control.expect(Expected(side, TCP, announced.port, ("ftp-data",)))
+    return None if seen == announced else seen
+
+
+def _six(numbers: tuple[bytes, ...]) -> Endpoint | None:
+    values = [int(number) for number in numbers]
+    if max(values) > 255:
+        return None
+    return Endpoint(_MAPPED | int.from_bytes(bytes(values[:4])), values[4] << 8 | values[5])
+
+
+def _six_text(endpoint: Endpoint) -> bytes:
+    return ",".join(
+        str(byte) for byte in (endpoint.address & 0xFFFFFFFF).to_bytes(4) + endpoint.port.to_bytes(2)
+    ).encode()
+
+
+def _named(match: re.Match[bytes]) -> Endpoint | None:
+    text = match[3].decode()
+    try:
+        address = _MAPPED | int(IPv4Address(text)) if match[2] == b"1" else int(IPv6Address(text))
+    except AddressValueError:
+        return None
+    return Endpoint(address, int(match[4]))
+
+
+def _splice(line: bytes, start: int, end: int, text: bytes) -> bytes:
+    return line[:start] + text + line[end:]
