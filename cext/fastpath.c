@@ -48,6 +48,19 @@ static enum verdict miss(const struct packet *pkt, const struct burst *b)
 	return VERDICT_PUNT;
 }
 
+/* The session that claims a packet, locked.  A packet of a PPTP call belongs to that call if it was announced, else to
+ * whatever GRE its two hosts exchange. */
+static struct session *find(const struct packet *pkt, const struct burst *b, int *dir)
+{
+	struct flow_key call = pkt->key;
+	struct session *s;
+
+	call.dport = pkt->call;
+	if (pkt->call && (s = table_lookup(b->table, &call, dir)))
+		return s;
+	return table_lookup(b->table, &pkt->key, dir);
+}
+
 /* The session whose packet an error quotes, locked, and the direction in which the error travels.  The quoted packet left
  * towards the zone that the error comes from, so its mirror is the key of what comes from there.  An error of our own
  * kernel (HOOK_OUTPUT) may be about a packet on its way to any zone. */
@@ -56,6 +69,10 @@ static struct session *find_quoted(const struct packet *pkt, const struct burst 
 	struct flow_key key = key_mirror(&pkt->quoted, pkt->zone);
 	struct session *s = table_lookup(b->table, &key, dir);
 
+	if (!s && key.proto == IPPROTO_GRE) {
+		key.sport = 0;
+		s = table_lookup(b->table, &key, dir);
+	}
 	if (s || pkt->hook != HOOK_OUTPUT)
 		return s;
 	for (int zone = table_zone_max(b->table); zone && !s; zone--) {
@@ -246,7 +263,7 @@ enum verdict fastpath(struct packet *pkt, const struct burst *b)
 		return pass_link_control(pkt, b);
 	if (pkt->kind == PACKET_ICMP_ERROR)
 		return pass_error(pkt, b);
-	if (!(s = table_lookup(b->table, &pkt->key, &dir)))
+	if (!(s = find(pkt, b, &dir)))
 		return miss(pkt, b);
 	if (s->state[dir] == SESSION_DISCARD)
 		return drop_discarded(pkt, s, dir, b);
@@ -276,7 +293,7 @@ enum verdict slowpath_look(struct table *t, struct packet *pkt)
 	if (pkt->kind != PACKET_FLOW)      /* the hot queues decide about those themselves */
 		return drop(&b, FLOW_SLOWPATH_ERROR);
 	pkt->session = 0;
-	if (!(s = table_lookup(t, &pkt->key, &dir))) {
+	if (!(s = find(pkt, &b, &dir))) {
 		if (pkt->mark & MARK_TRACKED)      /* its session has ended while it waited */
 			return drop(&b, FLOW_MARKED_MISS);
 		if (may_begin(pkt, &b))

@@ -16,6 +16,7 @@
 #define IP4_OFFSET_MORE 0x3fffu
 
 #define TRANSPORT_HEADER_MAX 60u   /* TCP with all its options */
+#define GRE_PPP 0x880b
 #define TCP_OPTION_END 0
 #define TCP_OPTION_NOP 1
 #define TCP_OPTION_MSS 2
@@ -234,6 +235,16 @@ static enum verdict parse_udp(struct packet *pkt, const struct burst *b)
 	return VERDICT_CONTINUE;
 }
 
+/* The call that an enhanced GRE header belongs to (RFC 2637 section 4.1), which its receiver has chosen. */
+static uint16_t gre_call(const uint8_t *gre, uint32_t len)
+{
+	uint16_t call = 0;
+
+	if (len >= 8 && (gre[1] & 7) == 1 && get16(gre + 2) == GRE_PPP)
+		memcpy(&call, gre + 6, 2);
+	return call;
+}
+
 /* The quoted packet: its IP header and 8 bytes of what follows must be there (RFC 792); it may claim any length. */
 static enum verdict parse_quote(struct packet *pkt, const struct burst *b)
 {
@@ -254,6 +265,9 @@ static enum verdict parse_quote(struct packet *pkt, const struct burst *b)
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
 		key_ports(&pkt->quoted, quote + v.l4);
+		break;
+	case IPPROTO_GRE:
+		pkt->quoted.dport = gre_call(quote + v.l4, len - v.l4);
 		break;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
@@ -325,6 +339,9 @@ static enum verdict parse_l4(struct packet *pkt, const struct burst *b)
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
 		return parse_icmp(pkt, b);
+	case IPPROTO_GRE:
+		pkt->call = gre_call(pkt->data + pkt->l4, pkt->ip_len - pkt->l4);
+		return VERDICT_CONTINUE;
 	case IPPROTO_UDPLITE:
 	case IPPROTO_DCCP:
 		return parse_portless(pkt, 6, b);
@@ -349,6 +366,7 @@ enum verdict packet_parse(struct packet *pkt, const struct burst *b)
 	pkt->tcp_flags = 0;
 	pkt->mss_at = 0;
 	pkt->is_signed = 0;
+	pkt->call = 0;
 	pkt->seq_len = 0;
 	pkt->echo = 0;
 	if (!ip_view(pkt->data, pkt->len, &ip) || (ip.len > pkt->len && !pkt->cut))

@@ -135,7 +135,7 @@ static void write_addresses(uint8_t *ip, const struct flow_key *to)
 	memcpy(ip + 24, to->dst, 16);
 }
 
-/* Ports, or the identifier of an echo, which stands in whichever port is not 0. */
+/* Ports, the identifier of an echo, which stands in whichever port is not 0, or the id of a PPTP call. */
 static void write_ports(uint8_t *l4, const struct flow_key *from, const struct flow_key *to)
 {
 	switch (to->proto) {
@@ -143,6 +143,10 @@ static void write_ports(uint8_t *l4, const struct flow_key *from, const struct f
 	case IPPROTO_UDP:
 		memcpy(l4, &to->sport, 2);
 		memcpy(l4 + 2, &to->dport, 2);
+		break;
+	case IPPROTO_GRE:
+		if (from->dport != to->dport)
+			memcpy(l4 + 6, &to->dport, 2);
 		break;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:

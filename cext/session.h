@@ -35,7 +35,7 @@ struct flow_key {
 	uint8_t  src[16];
 	uint8_t  dst[16];
 	uint16_t sport;        /* ICMP echo: the identifier stands in the client's port, 0 in the server's */
-	uint16_t dport;
+	uint16_t dport;        /* GRE of a PPTP call that was announced: the call id, which is its receiver's */
 	uint8_t  proto;
 	uint8_t  zone;         /* ingress zone */
 	uint8_t  family;       /* 4 or 6 */
@@ -226,6 +226,7 @@ struct packet {
 	uint8_t  window_scale;       /* of a SYN; 255: not offered */
 	uint8_t  icmp_type;
 	uint8_t  echo;               /* 1: an ICMP echo, request or reply */
+	uint16_t call;               /* call id of a PPTP tunnel's packet, as dport; 0: none */
 	uint8_t  is_signed;          /* 1: a SYN, FIN or RST with a signature */
 	uint16_t mss_at;             /* offset of the MSS that a SYN offers; 0: none, or it is signed */
 	uint16_t window;
@@ -380,7 +381,6 @@ enum counter {
 	NAT_DIPP_ALLOC_FAILURE,
 	NAT_DIP_ALLOC_FAILURE,
 	NAT_NPTV6_UNMAPPABLE,
-	FLOW_PREDICT_CONVERT_FAILED,
 	ALG_OVERSIZE_DROP,
 	ALG_STREAM_GAP,
 	ALG_STREAM_HELD,

@@ -129,6 +129,14 @@ def show_session_meter(as_json: bool, runtime_dir: Path) -> None:
     emit_list(request(runtime_dir, "show session meter", {}), text.session_meter, as_json)
 
 
+@show.command("alg")
+@json_option
+@runtime_dir_option
+def show_alg(as_json: bool, runtime_dir: Path) -> None:
+    """Show which applications open further sessions for themselves, and how many do just now."""
+    emit_list(request(runtime_dir, "show alg", {}), text.alg, as_json)
+
+
 @show.group("counter")
 def show_counter() -> None:
     """Counters."""

@@ -7,6 +7,7 @@ import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
+from dataplane.alg import READERS
 from dataplane.control import Handler
 from dataplane.engine import Engine
 from dataplane.errors import DataplaneError, UsageError
@@ -36,6 +37,7 @@ def handlers(engine: Engine) -> dict[str, Handler]:
         "show session id": commands.session_id,
         "show session info": commands.session_info,
         "show session meter": commands.session_meter,
+        "show alg": commands.alg,
         "show counter global": commands.counter_global,
         "show running security-policy": commands.security_policy,
         "show running nat-policy": commands.nat_policy,
@@ -110,6 +112,21 @@ class Commands:
             "current": stats["allocated"],
             "throttled": throttled,
         }
+
+    def alg(self, arguments: Arguments) -> Iterator[object]:
+        del arguments
+        engine = self._engine
+        sessions, waiting = engine.inspection.activity()
+        for name, written in engine.config.settings.alg.by_application().items():
+            row = engine.names.applications.number(name)
+            application = engine.policy.applications.by_name[name]
+            yield {
+                "application": name,
+                "enabled": written.enabled,
+                "ports": [port for proto, port, _ in application.ports if (name, proto) in READERS],
+                "sessions": sessions[row],
+                "predictions": waiting[row],
+            }
 
     def counter_global(self, arguments: Arguments) -> Generator[object, None, dict[str, object]]:
         wanted = parse_counter_filter(_mapping(arguments.get("filter", {})))

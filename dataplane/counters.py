@@ -66,7 +66,6 @@ DESCRIPTIONS: dict[str, tuple[str, str, str, str]] = {
     "nat_dipp_alloc_failure": ("drop", "nat", "resource", "Sessions refused: no free port for source translation"),
     "nat_dip_alloc_failure": ("drop", "nat", "resource", "Sessions refused: no free address for source translation"),
     "nat_nptv6_unmappable": ("drop", "nat", "session", "Sessions refused: address that no prefix translation can have"),
-    "flow_predict_convert_failed": ("drop", "flow", "session", "Packets dropped: expected session could not be made"),
     "alg_oversize_drop": ("drop", "alg", "pktproc", "Packets dropped: too large for inspection"),
     "alg_stream_gap": ("drop", "alg", "pktproc", "Packets dropped: inspected stream has a gap before them"),
     "alg_stream_held": ("drop", "alg", "pktproc", "Packets dropped: their bytes go on with the rest of a command"),

@@ -75,14 +75,14 @@ class Engine:
         self._backend = find_backend()
         self._replies = Replies(MARK_OWN)
         self.predictions = Predictions()
-        self._inspection = Inspection(self.table, self.predictions)
+        self.inspection = Inspection(self.table, self.predictions)
         self._load_settings()
         self.slowpath = SlowPath(
             self._slow_queue,
             self.table,
             self.bindings,
             self.quotas,
-            self._inspection,
+            self.inspection,
             self._world(),
             self.hits,
             self._replies,
@@ -365,7 +365,7 @@ class Engine:
             self._record("end", session, "allow", session.end_reason)
 
     def _sessions_leave(self, sessions: Iterable[Session]) -> None:
-        self._inspection.ended(sessions)
+        self.inspection.ended(sessions)
         self.bindings.ended(sessions)
         self.quotas.ended(sessions)
 

@@ -22,6 +22,7 @@ All but ended() runs in the slow path's thread; ended() in the ager's.
 import logging
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -145,6 +146,16 @@ class Inspection:
         self._held = 0  # bytes of all streams
         self._complaints = RateLimit(1)
 
+    def activity(self) -> tuple[Counter[int], Counter[int]]:
+        """Sessions that are read, and sessions that they have announced and that have not come; by application row."""
+        with self._lock:
+            conversations = [*self._conversations.values()]
+        reading, waiting = Counter[int](), Counter[int]()
+        for conversation in conversations:
+            reading[conversation.session.application] += 1
+            waiting[conversation.session.application] += len(self._waiting(conversation))
+        return reading, waiting
+
     # ---- reading ----
 
     def read(self, packet: Any, payload: bytes) -> Reading:
@@ -181,12 +192,23 @@ class Inspection:
         at = packet.l4 + 8
         end = packet.l4 + int.from_bytes(payload[packet.l4 + 4 : packet.l4 + 6])
         data = payload[at:end]
-        piece = conversation.read(packet.dir, data) if data else Piece(0)
+        text = self._translated(data, packet.dir, conversation)
         if conversation.alg.done:
             self._leave(conversation)
-        if piece.payload is None or piece.payload == data or not conversation.translated:
+        if text == data or not conversation.translated:
             return Reading()
-        return Reading(payload=self._rebuilt(packet, payload[:at], piece.payload))
+        return Reading(payload=self._rebuilt(packet, payload[:at], text))
+
+    def _translated(self, data: bytes, side: int, conversation: Conversation) -> bytes:
+        """A datagram as its receiver has to see it; what an ALG leaves over has no rest to wait for."""
+        text = b""
+        while data and not conversation.alg.done:
+            piece = conversation.read(side, data)
+            if not piece.taken:
+                break
+            text += data[: piece.taken] if piece.payload is None else piece.payload
+            data = data[piece.taken :]
+        return text + data
 
     def _segment(self, packet: Any, payload: bytes, conversation: Conversation) -> Reading:
         stream, side = conversation.streams[packet.dir], packet.dir
@@ -443,7 +465,6 @@ class Inspection:
 
     def failed(self, match: Match) -> None:
         """Its session could not be made; the prediction is used up all the same."""
-        self._table.count(lib.FLOW_PREDICT_CONVERT_FAILED)
         if not match.prediction.again:
             self._end(match.prediction)
 

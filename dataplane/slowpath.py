@@ -15,6 +15,7 @@ Packets that an ALG has to read come here as well, tracked already; only of them
 
 import logging
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ from dataplane.counters import HitCounts
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Decision, FlowKey, Session, Translation
-from dataplane.inspection import AlgFactory, Inspection, Match, Surroundings
+from dataplane.inspection import AlgFactory, Inspection, Surroundings
 from dataplane.nat import NoAddress, translate
 from dataplane.policy.compile import AddressMap, CompiledNatRule, CompiledPolicy, CompiledSecurityRule
 from dataplane.policy.model import Action
@@ -402,9 +403,8 @@ class SlowPath(threading.Thread):
         world = self.world
         if look == lib.VERDICT_RESET:
             self._disown(payload, packet.l4, first, world, queued.get_hw())
-        if (match := self._inspection.match(first.key)) is not None:
-            self._fulfil(match, first, packet.ip_len)
-            return True
+        if (fulfilled := self._fulfil(first, socket.ntohs(packet.call), packet.ip_len)) is not None:
+            return fulfilled
         decision, rule = decide(first, world)
         try:
             session_id = self._install(first.key, decision, packet.ip_len)
@@ -431,21 +431,23 @@ class SlowPath(threading.Thread):
         if reading.payload is not None:
             queued.set_payload(reading.payload)
 
-    def _fulfil(self, match: Match, first: First, length: int) -> None:
-        """The session that a flow was announced as; nothing is asked again."""
+    def _fulfil(self, first: First, call: int, length: int) -> bool | None:
+        """Install what this flow was announced as: nothing is asked again. None: nobody has announced it."""
+        key = first.key._replace(dport=call) if call else first.key
+        match = self._inspection.match(key)
+        if match is None:
+            return None
         try:
-            session_id = self._install(first.key, match.decision._replace(ingress=first.ingress), length)
-        except InstallError:
+            session_id = self._install(key, match.decision._replace(ingress=first.ingress), length)
+        except (InstallError, AlreadyInstalled) as error:
             self._inspection.failed(match)
-            raise
-        except AlreadyInstalled:
-            self._inspection.failed(match)
-            return
+            return isinstance(error, AlreadyInstalled)
         self._inspection.installed(match, session_id)
         rule = self._rule(match.decision.rule)
         if rule is not None:
             self._hits.add(rule.name)
             self._log(session_id, rule)
+        return True
 
     def _rule(self, number: int) -> CompiledSecurityRule | None:
         """The rule of a parent, if the policy still has it."""

@@ -209,6 +209,15 @@ def session_meter(meters: Iterable[Json]) -> Iterator[str]:
         yield f"{meter['vsys']:<16}{meter['maximum']:>12}{meter['current']:>12}{meter['throttled']:>12}"
 
 
+def alg(rows: Iterable[Json]) -> Iterator[str]:
+    """`show alg`: one line for each application layer gateway."""
+    yield f"{'Application':<16}{'Enabled':<9}{'Ports':<24}{'Sessions':>9}{'Predict':>9}"
+    for row in rows:
+        ports = ",".join(map(str, row["ports"]))
+        enabled = "yes" if row["enabled"] else "no"
+        yield f"{row['application']:<16}{enabled:<9}{ports:<24}{row['sessions']:>9}{row['predictions']:>9}"
+
+
 def counters(rows: Sequence[Json], elapsed: float) -> Iterator[str]:
     """`show counter global`; `elapsed` is in seconds."""
     yield "Global counters:"

@@ -1,7 +1,7 @@
 """A control session without packets, for the tests of ALGs: two ends that speak, and a record of what was opened.
 
-    client 10.1.0.2:40000  ->  seen as 10.2.0.1:1030      with translation, which gives every expected
-    server 10.2.0.2:PORT   ->  seen as 10.9.9.9:PORT      port p the outside port p + 10000
+client 10.1.0.2:40000  ->  seen as 10.2.0.1:1030      with translation, which gives every expected
+server 10.2.0.2:PORT   ->  seen as 10.9.9.9:PORT      port p the outside port p + 10000
 """
 
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ class Talk:
         self._waiting = [b"", b""]
         client = client or ("10.1.0.2" if ipv4 else "fd00:1::2")
         server = server or ("10.2.0.2" if ipv4 else "fd00:2::2")
-        outside = (("10.2.0.1", "10.9.9.9") if ipv4 else ("fd00:2::1", "fd00:9::9"))
+        outside = ("10.2.0.1", "10.9.9.9") if ipv4 else ("fd00:2::1", "fd00:9::9")
         self._own = Endpoint(address(client), 40000), Endpoint(address(server), port)
         self._seen = (
             Endpoint(address(outside[0]), 1030) if snat else self._own[CLIENT],

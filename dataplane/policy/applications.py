@@ -83,6 +83,7 @@ _DEFAULT_PORTS = {
     "radius": "udp/1812 udp/1813 udp/1645 udp/1646",
     "rip": "udp/520",
     "rsh": "tcp/514",
+    "rsh-error": "",
     "rsync": "tcp/873",
     "rtcp": "",
     "rtp": "",
