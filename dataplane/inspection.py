@@ -72,6 +72,7 @@ class Surroundings(NamedTuple):
     predict_timeouts: Mapping[str, int]  # application -> seconds
     factories: Mapping[tuple[int, int], AlgFactory]  # row and protocol -> what reads it
     ports: Mapping[int, tuple[int, int]]  # NAT rule -> its range of translated ports
+    no_rule: int  # number of the rule without a name
 
     def port_range(self, nat_rule: int | None) -> tuple[int, int]:
         return PORTS if nat_rule is None else self.ports.get(nat_rule, PORTS)
@@ -138,7 +139,7 @@ class Inspection:
 
     def __init__(self, table: SessionTable, predictions: Predictions) -> None:
         self.predictions = predictions
-        self.surroundings = Surroundings({}, {}, {}, {})
+        self.surroundings = Surroundings({}, {}, {}, {}, 0)
         self._table = table
         self._lock = threading.Lock()  # of what ended() touches
         self._conversations: dict[int, Conversation] = {}  # session id
@@ -363,8 +364,9 @@ class Inspection:
         if len(self.predictions) >= max(self._table.max_sessions // 10, 64):
             self._table.count(lib.SESSION_PREDICT_LIMIT)
             return False
+        waiting = decision._replace(rule=self.surroundings.no_rule, log_end=False)
         try:
-            session = self._table.predict(key, back, decision, self.surroundings.predict_timeouts[application])
+            session = self._table.predict(key, back, waiting, self.surroundings.predict_timeouts[application])
         except InstallError:
             return False
         lease = conversation.leases.get(name)

@@ -119,6 +119,7 @@ class World:
             predict_timeouts={name: application.predict_timeout for name, application in by_name.items()},
             factories=self.algs,
             ports={number: pool.ports for number, pool in pools.items()},
+            no_rule=self.no_rule,
         )
 
     def is_host(self, address: int) -> bool:

@@ -22,10 +22,12 @@ from typing import Any
 from tests.lab.capture import Capture
 from tests.lab.firewall import ROOT, Firewall
 from tests.lab.lab import CLIENT, IN0, OUT0, SERVER, Lab, LabError, poll
+from tests.lab.servers import FtpClient, directory, six, vsftpd
 
 CONFIG = ROOT / "config" / "demo.yaml"
 WIRE_CONFIG = ROOT / "config" / "examples" / "virtual-wire.yaml"
 PAGE = "Hello from the far side of the firewall.\n"
+DATA_PORT = 2048
 NAME, ANSWER = "demo.example", "192.0.2.80"
 IPERF_SECONDS = 3
 LOG_PATIENCE = 10  # seconds: time-wait, two of the log and some to spare
@@ -129,6 +131,7 @@ def demonstrate(lab: Lab, checks: Checks) -> None:
             show_policy(firewall)
             allowed_traffic(lab, checks)
             denied_traffic(lab, telnet, checks)
+            active_ftp(lab, firewall, checks)
             with held_connection(lab, checks):
                 session_table(firewall, checks)
                 throughput(lab, plain, checks)
@@ -181,12 +184,13 @@ def section(title: str) -> None:
 
 
 def start_servers(lab: Lab) -> None:
-    """HTTP with one page, and iperf3."""
+    """HTTP and FTP with one page, and iperf3."""
     pages = lab.directory / "pages"
     pages.mkdir()
     (pages / "index.html").write_text(PAGE)
     lab.serve("server", [sys.executable, "-m", "http.server", "80", "--directory", str(pages)], 80)
     lab.serve("server", ["iperf3", "-s"], 5201)
+    vsftpd(lab, "server", directory(lab, "files", {"page": PAGE.encode()}))
 
 
 @contextmanager
@@ -235,6 +239,42 @@ def denied_traffic(lab: Lab, telnet: socket.socket, checks: Checks) -> None:
         outcome = f"failed ({error})"
     checks.expect("telnet: the connection fails", outcome.startswith("failed"), outcome)
     checks.expect("telnet: nothing reached the server's listening port", not was_called(telnet), "a connection arrived")
+
+
+def active_ftp(lab: Lab, firewall: Firewall, checks: Checks) -> None:
+    """A download that the server opens by calling the client back: the ALG of FTP has announced the call."""
+    section("FTP in active mode, through source NAT")
+    with lab.connect("client", (SERVER, 21)) as control, lab.listener("client", DATA_PORT, CLIENT) as listening:
+        client = FtpClient(control)
+        client.login()
+        client.command("TYPE I")
+        answer = client.command(f"PORT {six(CLIENT, DATA_PORT)}")
+        checks.expect("the server accepts PORT", answer.startswith("200"), answer)
+        print_command(firewall, "show", "session", "all", "filter", "type", "predict")
+        waiting = firewall.sessions(type="predict")
+        checks.expect("a PREDICT session waits for the server's call", len(waiting) == 1, waiting)
+        for predicted in waiting:
+            print_command(firewall, "show", "session", "id", str(predicted["id"]))
+        client.send("RETR page")
+        data = called_back(listening)
+        checks.expect("the file arrives over a connection that no rule allows", data == PAGE.encode(), data)
+        while not (answer := client.answer()).startswith("226"):
+            pass
+        client.command("QUIT")
+    children = {(s["application"], s["rule"], s["flags"]) for s in firewall.sessions() if s["prediction_matched_once"]}
+    checks.expect(
+        "its session is ftp-data, child of rule lan-out", children == {("ftp-data", "lan-out", "ND")}, children
+    )
+
+
+def called_back(listening: socket.socket) -> bytes:
+    """All that comes over the first connection to a listening socket."""
+    listening.settimeout(3)
+    try:
+        with listening.accept()[0] as connection, connection.makefile("rb") as file:
+            return file.read()
+    except OSError as error:
+        return str(error).encode()
 
 
 @contextmanager
@@ -313,6 +353,7 @@ def missing_records(firewall: Firewall) -> list[str]:
         "start of DNS": {"event": "start", "dport": 53, "rule": "lan-out", "nat_src": OUT0},
         "start of HTTP": {"event": "start", "dport": 80, "rule": "lan-out", "nat_src": OUT0},
         "end of HTTP": {"event": "end", "dport": 80, "rule": "lan-out", "session_end_reason": "tcp-fin"},
+        "start of FTP data": {"event": "start", "application": "ftp-data", "nat_dport": DATA_PORT, "rule": "lan-out"},
         "start of iperf3": {"event": "start", "dport": 5201, "rule": "lan-out", "nat_src": OUT0},
         "end of iperf3": {"event": "end", "dport": 5201, "rule": "lan-out"},
         "deny of telnet": {"event": "deny", "dport": 23, "rule": "deny-telnet"},
