@@ -24,6 +24,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from dataplane.alg.base import GRE, LEAST_PORT, TCP, Alg, Endpoint, Expected, Piece
@@ -88,10 +89,7 @@ class Conversation:
         self.leases: dict[tuple[int, int, int], Lease] = {}  # side, protocol, port as announced
         self._inspection = inspection
         self._keys = (session.c2s, session.s2c)
-        self.streams = tuple(
-            Stream(lambda data, side=side: self.read(side, data), alg.limit, self.translated)  # type: ignore[misc]
-            for side in (0, 1)
-        )
+        self.streams = tuple(Stream(partial(self.read, side), alg.limit, self.translated) for side in (0, 1))
 
     @property
     def ipv4(self) -> bool:
@@ -117,11 +115,25 @@ class Conversation:
     def forget(self, side: int, proto: int, port: int) -> None:
         self._inspection.close(self, (side, proto, port))
 
+    @property
+    def over(self) -> bool:
+        """Nothing more is read of it."""
+        return any(stream.over for stream in self.streams)
+
+    def end(self) -> None:
+        for stream in self.streams:
+            stream.over = True
+
     def read(self, side: int, data: bytes) -> Piece:
-        """What the ALG makes of the next bytes of a side."""
-        piece = self.alg.inspect(side, data, self)
+        """What the ALG makes of the next bytes of a side; one that fails is not asked again."""
+        try:
+            piece = self.alg.inspect(side, data, self)
+        except Exception:
+            self._inspection.complain(self)
+            self.end()
+            return Piece(len(data))
         if self.alg.done:
-            self.streams[0].over = self.streams[1].over = True
+            self.end()
         return piece
 
     def keys(self, expected: Expected, port: int, outside: int) -> tuple[FlowKey, FlowKey]:
@@ -164,15 +176,16 @@ class Inspection:
         conversation = self._conversation(packet.session, packet.generation)
         if conversation is None:
             return Reading()
-        try:
-            if packet.key.proto == TCP:
-                return self._segment(packet, payload, conversation)
-            return self._datagram(packet, payload, conversation)
-        except Exception:
-            if self._complaints.allows():
-                log.exception("an ALG failed; its session is left alone from now on")
+        read = self._segment if packet.key.proto == TCP else self._datagram
+        reading = read(packet, payload, conversation)
+        if conversation.over:
             self._leave(conversation)
-            return Reading()
+        return reading
+
+    def complain(self, conversation: Conversation) -> None:
+        if self._complaints.allows():
+            name = type(conversation.alg).__name__
+            log.exception("the ALG %s failed; its session is left alone from now on", name)
 
     def _conversation(self, session_id: int, generation: int) -> Conversation | None:
         known = self._conversations.get(session_id)
@@ -194,8 +207,6 @@ class Inspection:
         end = packet.l4 + int.from_bytes(payload[packet.l4 + 4 : packet.l4 + 6])
         data = payload[at:end]
         text = self._translated(data, packet.dir, conversation)
-        if conversation.alg.done:
-            self._leave(conversation)
         if text == data or not conversation.translated:
             return Reading()
         return Reading(payload=self._rebuilt(packet, payload[:at], text))
@@ -203,7 +214,7 @@ class Inspection:
     def _translated(self, data: bytes, side: int, conversation: Conversation) -> bytes:
         """A datagram as its receiver has to see it; what an ALG leaves over has no rest to wait for."""
         text = b""
-        while data and not conversation.alg.done:
+        while data and not conversation.over:
             piece = conversation.read(side, data)
             if not piece.taken:
                 break
@@ -219,6 +230,8 @@ class Inspection:
         conversation.windows[side] = packet.window
         if flags & SYN:
             stream.begin(seq)
+            if data:  # which would have to be read before the server has agreed to talk
+                conversation.end()
             return Reading()
         before = stream.held
         onward = stream.take(seq, data, bool(flags & FIN))
@@ -227,7 +240,7 @@ class Inspection:
             self._table.close_session(packet.session, "resources-unavailable", packet.generation)
             return Reading(counter=lib.SESSION_ALLOC_FAILURE)
         if stream.over or self._held > MAX_HELD:
-            self._leave(conversation)
+            conversation.end()
         return self._onward(packet, payload[:at], onward, conversation)
 
     def _onward(self, packet: Any, header: bytes, onward: Onward, conversation: Conversation) -> Reading:
@@ -275,7 +288,12 @@ class Inspection:
         return bytes(whole)
 
     def _leave(self, conversation: Conversation) -> None:
-        """Its session is left alone from now on. What it has opened stays open."""
+        """Its session is left alone from now on, unless bytes are held, or changed ones may have to be sent again.
+
+        What it has opened stays open.
+        """
+        if any(stream.held or stream.edited for stream in conversation.streams):
+            return
         self._table.end_inspection(conversation.session.id, conversation.session.generation)
         self._table.count(lib.ALG_GIVEN_UP)
 

@@ -8,8 +8,12 @@ changed, bytes go on when they have been read:
 
 The beginning of a command is held until its end has come; the segment that brought it does not go on, and its bytes are
 acknowledged in the receiver's name, because a sender with Nagle's algorithm (RFC 896) sends the rest only then. They
-go on together with the next segment. A retransmission goes on with the same edits, widened to whole edits; what lies
-before a gap is dropped, and its sender repeats it. MAX_EDITS is what C remembers of a connection (adjust.c).
+go on together with the next segment. What has been acknowledged so its sender has forgotten: it is remembered here and
+goes on again before whatever follows it, and nobody vouches for it while the receiver may still miss what came before.
+
+A retransmission goes on with the same edits, widened to whole edits; what lies behind a gap is dropped, and its sender
+repeats it. MAX_EDITS is what C remembers of a connection (adjust.c): a segment has no more of them, the rest of it is
+dropped and repeated too, and one that begins before the last MAX_EDITS goes on no more.
 """
 
 from collections.abc import Callable
@@ -28,7 +32,7 @@ class Way(Enum):
     SAME = auto()
     CHANGED = auto()  # with another payload, and perhaps another sequence number
     HELD = auto()  # not: its bytes come with a later one
-    GAP = auto()  # not: what comes before it is missing
+    GAP = auto()  # not: what comes before it is missing, or may be
 
 
 class Edit(NamedTuple):
@@ -62,11 +66,19 @@ class Stream:
         self._unread = b""
         self._edits: list[Edit] = []
         self._floor = 0  # before it edits are forgotten
+        self._grown = 0  # bytes that all edits together have added
+        self._heard: int | None = None  # the receiver's last acknowledgement
+        self._vouched = Edit(0, 0, b"")  # what was acknowledged in the receiver's name last
 
     @property
     def held(self) -> int:
-        """Bytes in memory."""
+        """Bytes that wait."""
         return len(self._unread)
+
+    @property
+    def edited(self) -> bool:
+        """Whether anything has gone on as other bytes."""
+        return bool(self._edits)
 
     @property
     def next_seq(self) -> int:
@@ -78,6 +90,10 @@ class Stream:
         if self._origin is None:
             self._origin = (seq + 1) % SEQUENCES
 
+    def hear(self, ack: int) -> None:
+        """An acknowledgement by the receiver, in his own numbering."""
+        self._heard = ack
+
     def take(self, seq: int, payload: bytes, last: bool) -> Onward:
         """A segment without its SYN; `last`: it has a FIN, so nothing is worth waiting for."""
         if self._origin is None:
@@ -85,27 +101,50 @@ class Stream:
         at = self._place(seq)
         if at > self._next:
             return Onward(Way.GAP) if payload or last else Onward(Way.SAME)
-        fresh = payload[self._next - at :]
         if not self._editable:
-            self._advance(fresh)
+            self._advance(payload[self._next - at :], MAX_EDITS)
             return Onward(Way.SAME)
-        return self._pass(at, payload, fresh, last)
+        return self._pass(at, payload, last)
 
-    def _pass(self, at: int, payload: bytes, fresh: bytes, last: bool) -> Onward:
-        emitted = self._next - len(self._unread)
-        start, repeated = self._repeat(at, min(at + len(payload), emitted), payload)
-        went_on, edits = self._advance(fresh)
-        if last:
-            went_on += self._give_up()
-        self._remember(edits)
-        out = repeated + went_on
-        if not repeated and went_on:
-            start = emitted
+    def _pass(self, at: int, payload: bytes, last: bool) -> Onward:
+        start, out, edits = self._emit(*self._recalled(at, payload, last), last)
         if out == payload and start == at:
             return Onward(Way.SAME)
-        if payload and not out and not last and at >= self._floor:
-            return Onward(Way.HELD)
+        if payload and not out and self._unread:
+            return self._hold()
         return Onward(Way.CHANGED, self._number(start), out, tuple(self._as_sent(edit) for edit in edits))
+
+    def _recalled(self, at: int, payload: bytes, last: bool) -> tuple[int, bytes]:
+        """A segment together with what its sender has forgotten before it."""
+        start, end, vouched = self._vouched
+        if start < at <= end and (payload or last):
+            return start, vouched[: at - start] + payload
+        return at, payload
+
+    def _hold(self) -> Onward:
+        """What waits is vouched for, unless the receiver may still miss what has gone on before it."""
+        emitted = self._next - len(self._unread)
+        expected = self._number(emitted + self._grown)
+        if self._heard is not None and (self._heard - expected) % SEQUENCES >= SEQUENCES // 2:
+            return Onward(Way.GAP)
+        self._vouched = Edit(emitted, self._next, self._unread)
+        return Onward(Way.HELD)
+
+    def _emit(self, at: int, payload: bytes, last: bool) -> tuple[int, bytes, list[Edit]]:
+        """What goes on: from where, the bytes, and the edits that are new."""
+        emitted = self._next - len(self._unread)
+        start, repeated = self._repeat(at, min(at + len(payload), emitted), payload)
+        if at + len(payload) < emitted:
+            return start, repeated, []
+        room = MAX_EDITS - sum(edit.end > start for edit in self._edits) if repeated else MAX_EDITS
+        fresh = payload[self._next - at :]
+        went_on, edits = self._advance(fresh, room)
+        if last:
+            went_on += self._give_up()
+        elif len(edits) == room:
+            self._give_back(len(fresh))
+        self._remember(edits)
+        return emitted if went_on and not repeated else start, repeated + went_on, edits
 
     def _repeat(self, at: int, end: int, payload: bytes) -> tuple[int, bytes]:
         """Bytes [at, end) once more, as they went on the first time: where they begin, and what they are."""
@@ -122,12 +161,13 @@ class Stream:
         parts.append(payload[position - at : end - at] if position < end else b"")
         return start, b"".join(parts)
 
-    def _advance(self, fresh: bytes) -> tuple[bytes, list[Edit]]:
-        """Read what is new; the bytes that may go on now, from the first that has not, and the edits among them."""
+    def _advance(self, fresh: bytes, room: int) -> tuple[bytes, list[Edit]]:
+        """Read what is new; the bytes that may go on now, from the first that has not, and the edits among them, `room`
+        at most."""
         self._unread += fresh
         self._next += len(fresh)
         out, edits = b"", []
-        while self._unread and not self.over:
+        while self._unread and not self.over and len(edits) < room:
             piece = self._read(self._unread)
             if not piece.taken:
                 self.over = len(self._unread) > self._limit
@@ -145,8 +185,15 @@ class Stream:
         rest, self._unread = self._unread, b""
         return rest
 
+    def _give_back(self, fresh: int) -> None:
+        """As if what has not been read of the newest bytes had not come."""
+        refused = min(fresh, len(self._unread))
+        self._unread = self._unread[: len(self._unread) - refused]
+        self._next -= refused
+
     def _remember(self, edits: list[Edit]) -> None:
         self._edits += edits
+        self._grown += sum(len(edit.payload) - (edit.end - edit.start) for edit in edits)
         if len(self._edits) > MAX_EDITS:
             self._floor = self._edits[-MAX_EDITS - 1].end
             del self._edits[:-MAX_EDITS]
