@@ -48,17 +48,21 @@ static enum verdict miss(const struct packet *pkt, const struct burst *b)
 	return VERDICT_PUNT;
 }
 
+static struct session *find_call(const struct packet *pkt, const struct burst *b, int *dir)
+{
+	struct flow_key key = pkt->key;
+
+	key.dport = pkt->call;
+	return table_lookup(b->table, &key, dir);
+}
+
 /* The session that claims a packet, locked.  A packet of a PPTP call belongs to that call if it was announced, else to
  * whatever GRE its two hosts exchange. */
 static struct session *find(const struct packet *pkt, const struct burst *b, int *dir)
 {
-	struct flow_key call = pkt->key;
-	struct session *s;
+	struct session *s = pkt->call ? find_call(pkt, b, dir) : NULL;
 
-	call.dport = pkt->call;
-	if (pkt->call && (s = table_lookup(b->table, &call, dir)))
-		return s;
-	return table_lookup(b->table, &pkt->key, dir);
+	return s ? s : table_lookup(b->table, &pkt->key, dir);
 }
 
 /* The session whose packet an error quotes, locked, and the direction in which the error travels.  The quoted packet left
