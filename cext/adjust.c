@@ -8,8 +8,9 @@
  *     ahead by   base                   delta             delta
  *
  * Sequence numbers gain what the last edit before them has; acknowledgements of the other side, SACK blocks included,
- * lose it; one inside an edit acknowledges nothing of it.  Only the last few edits are kept: what is older than them has
- * been acknowledged long ago.  Tracking (tcp.c) sees each direction in its sender's numbering.
+ * lose it; one inside an edit acknowledges nothing of it.  Only the last few edits are kept, and those only while a packet
+ * may lie before them: what is older has been acknowledged long ago.  Tracking (tcp.c) sees each direction in its sender's
+ * numbering.
  *
  * Few connections are edited, so their edits stand in a table of their own, found by session id within one cache line of
  * owners.  Edits of a session are read and written under its slot's lock, owners under adjust_lock.
@@ -22,6 +23,7 @@
 #define TCP_OPTION_END 0
 #define TCP_OPTION_NOP 1
 #define TCP_OPTION_SACK 5
+#define WINDOW_LARGEST (1u << 30)      /* RFC 7323 section 2.3 */
 
 static bool before(uint32_t a, uint32_t b) { return (int32_t)(a - b) < 0; }
 
@@ -74,16 +76,27 @@ static uint32_t ahead(const struct adjust_flow *f)
 	return f->n ? f->edit[f->n - 1].delta : f->base;
 }
 
+static void forget_oldest(struct adjust_flow *f)
+{
+	f->base = f->edit[0].delta;
+	f->n--;
+	memmove(&f->edit[0], &f->edit[1], f->n * sizeof(f->edit[0]));
+}
+
 static void push(struct adjust_flow *f, uint32_t start, uint32_t end, uint32_t grown)
 {
 	struct edit e = {.start = start, .end = end, .delta = ahead(f) + grown};
 
-	if (f->n == EDITS) {
-		f->base = f->edit[0].delta;
-		memmove(&f->edit[0], &f->edit[1], (EDITS - 1) * sizeof(f->edit[0]));
-		f->n--;
-	}
+	if (f->n == EDITS)
+		forget_oldest(f);
 	f->edit[f->n++] = e;
+}
+
+/* Two gigabytes behind, an edit would seem to lie ahead; no window reaches back half as far from what is acknowledged. */
+static void settle(struct adjust_flow *f, uint32_t acked)
+{
+	while (f->n && before(f->edit[0].end + WINDOW_LARGEST, acked))
+		forget_oldest(f);
 }
 
 /* The receiver's number of a byte; one inside an edit begins where the edit begins. */
@@ -99,8 +112,9 @@ static uint32_t sequence_out(const struct adjust_flow *f, uint32_t seq)
 	return seq + delta;
 }
 
-/* The sender's number of what its receiver acknowledges. */
-static uint32_t acknowledged(const struct adjust_flow *f, uint32_t ack)
+/* The sender's number of what its receiver acknowledges.  An edit of which a part is there counts for nothing: what ends
+ * within it ends before it, what begins within it begins behind it. */
+static uint32_t acknowledged(const struct adjust_flow *f, uint32_t ack, bool begins)
 {
 	for (uint32_t i = f->n; i-- > 0;) {
 		const struct edit *e = &f->edit[i];
@@ -108,7 +122,7 @@ static uint32_t acknowledged(const struct adjust_flow *f, uint32_t ack)
 		if (!before(ack, e->end + e->delta))
 			return ack - e->delta;
 		if (before(e->start + (i ? f->edit[i - 1].delta : f->base), ack))
-			return e->start;
+			return begins ? e->end : e->start;
 	}
 	return ack - f->base;
 }
@@ -121,6 +135,7 @@ bool session_adjust(struct table *t, uint32_t id, uint32_t generation, uint32_t 
 	assert(dir < 2);
 	if (!s)
 		return false;
+	assert(s->key[0].proto == IPPROTO_TCP);
 	a = s->flags & FLAG_ADJUSTED ? adjust_find(t, id) : adjust_take(t, id);
 	if (a) {
 		s->flags |= FLAG_ADJUSTED;
@@ -135,7 +150,7 @@ void adjust_read(const struct table *t, const struct session *s, int dir, struct
 {
 	const struct adjust *a = adjust_find(t, session_id(t, s));
 
-	pkt->ack = acknowledged(&a->flow[!dir], pkt->ack);
+	pkt->ack = acknowledged(&a->flow[!dir], pkt->ack, false);
 }
 
 static void put32(uint8_t *at, uint32_t v)
@@ -144,10 +159,22 @@ static void put32(uint8_t *at, uint32_t v)
 	memcpy(at, &v, 4);
 }
 
+/* The sequence number that an error quotes, in the numbering of whoever sent the quoted packet: the error travels the
+ * other way, in direction `dir`.  Eight bytes of the quoted header are there; nobody looks at its checksum. */
+void adjust_quote(const struct table *t, const struct session *s, int dir, struct packet *pkt)
+{
+	const struct adjust *a = adjust_find(t, session_id(t, s));
+	uint8_t *seq = pkt->data + pkt->quoted_l4 + 4;
+
+	put32(seq, acknowledged(&a->flow[!dir], get32(seq), true));
+}
+
 static void write_sacks(uint8_t *option, const struct adjust_flow *f)
 {
-	for (uint32_t i = 2; i + 4 <= option[1]; i += 4)
-		put32(option + i, acknowledged(f, get32(option + i)));
+	for (uint32_t i = 2; i + 8 <= option[1]; i += 8) {
+		put32(option + i, acknowledged(f, get32(option + i), true));
+		put32(option + i + 4, acknowledged(f, get32(option + i + 4), false));
+	}
 }
 
 static void write_options(uint8_t *option, const uint8_t *end, const struct adjust_flow *f)
@@ -168,14 +195,15 @@ static void write_options(uint8_t *option, const uint8_t *end, const struct adju
 /* Writes a packet's numbers as its receiver knows them; session locked.  A signed segment (TCP-AO, MD5) does not survive. */
 void adjust_write(const struct table *t, const struct session *s, int dir, struct packet *pkt, bool delivered)
 {
-	const struct adjust *a = adjust_find(t, session_id(t, s));
+	struct adjust *a = adjust_find(t, session_id(t, s));
 	uint8_t *tcp = pkt->data + pkt->l4, old[TCP_HEADER_MAX];
 	uint32_t header = (tcp[12] >> 4) * 4u;
 
+	settle(&a->flow[dir], s->tcp[!dir].ack);
 	memcpy(old, tcp, header);
 	put32(tcp + 4, sequence_out(&a->flow[dir], pkt->seq));
 	if (pkt->tcp_flags & TCP_FLAG_ACK) {
-		put32(tcp + 8, acknowledged(&a->flow[!dir], get32(tcp + 8)));
+		put32(tcp + 8, acknowledged(&a->flow[!dir], get32(tcp + 8), false));
 		write_options(tcp + 20, tcp + header, &a->flow[!dir]);
 	}
 	header_changed(pkt, old, header, delivered);

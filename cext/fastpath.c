@@ -121,6 +121,8 @@ static enum verdict pass_error(struct packet *pkt, const struct burst *b)
 	}
 	translated = has_translation(s);
 	translation_of(s, dir, &nat);
+	if (s->flags & FLAG_ADJUSTED)
+		adjust_quote(b->table, s, dir, pkt);
 	session_unlock(s);
 	if (translated && is_redirect_v4(pkt))      /* it would lead the sender past the translation */
 		return drop(b, FLOW_ICMP_REDIRECT);
@@ -159,18 +161,30 @@ static enum verdict drop_discarded(const struct packet *pkt, struct session *s, 
 	return drop(b, FLOW_DISCARD_HIT);
 }
 
-/* Whether the slow path has to read a packet of an inspected session before it goes on.  The kernel cuts super-packets
- * for it; a connection of which it has not seen everything it cannot follow any further. */
+/* A segment that no router will pass on never reaches its receiver, so it says nothing of the connection. */
+static bool dies_here(const struct packet *pkt, const struct session *s)
+{
+	uint8_t hops = pkt->data[pkt->key.family == 4 ? 8 : 7];
+
+	return hops <= 1 && pkt->hook == HOOK_PREROUTING && !(s->flags & FLAG_HOST);
+}
+
+/* Too large for the slow queue to hand it over whole.  Super-packets the kernel cuts for it. */
+static bool is_oversize(const struct packet *pkt)
+{
+	return pkt->ip_len > INSPECT_MAX && pkt->checksum != CHECKSUM_SUPER && !(pkt->mark & MARK_TRACKED);
+}
+
+/* Whether the slow path has to read a packet of an inspected session before it goes on.  A connection of which it has not
+ * seen everything it cannot follow any further. */
 static enum verdict inspection(const struct packet *pkt, struct session *s, const struct burst *b)
 {
-	if (pkt->mark & MARK_TRACKED || pkt->tcp_flags & TCP_FLAG_RST)
+	if (pkt->mark & MARK_TRACKED || pkt->tcp_flags & TCP_FLAG_RST || dies_here(pkt, s))
 		return VERDICT_CONTINUE;
-	if (pkt->ip_len <= INSPECT_MAX || pkt->checksum == CHECKSUM_SUPER) {
+	if (!is_oversize(pkt)) {
 		count_in(b->counter, PKT_INSPECT, 1);
 		return VERDICT_INSPECT;
 	}
-	if (b->table->settings.drop_oversize)
-		return drop(b, ALG_OVERSIZE_DROP);
 	count_in(b->counter, ALG_OVERSIZE_PASS, 1);
 	if (pkt->key.proto == IPPROTO_TCP)
 		s->flags &= (uint16_t)~FLAG_INSPECTED;
@@ -187,16 +201,9 @@ static uint16_t mss_limit(const struct packet *pkt, const struct session *s, con
 		mss -= 20;
 	if (!(s->flags & FLAG_INSPECTED) || !has_translation(s) || offered < 2 * INSPECT_ROOM)
 		return mss;
-	offered -= INSPECT_ROOM;
-	return mss && mss < offered ? mss : offered;
-}
-
-/* A segment that no router will pass on never reaches its receiver, so it says nothing of the connection. */
-static bool dies_here(const struct packet *pkt, const struct session *s)
-{
-	uint8_t hops = pkt->data[pkt->key.family == 4 ? 8 : 7];
-
-	return hops <= 1 && pkt->hook == HOOK_PREROUTING && !(s->flags & FLAG_HOST);
+	if (!mss || mss > offered)
+		mss = offered;
+	return mss > 2 * INSPECT_ROOM ? mss - INSPECT_ROOM : mss;
 }
 
 /* Tracks and accounts a packet, once. */
@@ -226,7 +233,10 @@ static enum verdict pass(struct packet *pkt, struct session *s, int dir, const s
 	uint16_t mss;
 	bool translated, changed;
 
-	v = track(pkt, s, dir, b);
+	if (s->flags & FLAG_INSPECTED && is_oversize(pkt) && b->table->settings.drop_oversize)
+		v = drop(b, ALG_OVERSIZE_DROP);
+	else
+		v = track(pkt, s, dir, b);
 	if (v == VERDICT_CONTINUE && s->flags & FLAG_INSPECTED)
 		v = inspection(pkt, s, b);
 	if (v != VERDICT_CONTINUE) {

@@ -264,6 +264,7 @@ void nat_rewrite_error(struct packet *pkt, const struct translation *nat);
 
 /* adjust.c: callers hold the lock of a session with FLAG_ADJUSTED, except of adjust_drop() */
 void adjust_read(const struct table *t, const struct session *s, int dir, struct packet *pkt);
+void adjust_quote(const struct table *t, const struct session *s, int dir, struct packet *pkt);
 void adjust_write(const struct table *t, const struct session *s, int dir, struct packet *pkt, bool delivered);
 void adjust_drop(struct table *t, uint32_t id);
 

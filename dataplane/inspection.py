@@ -20,6 +20,7 @@ All but ended() runs in the slow path's thread; ended() in the ager's.
 """
 
 import logging
+import os
 import struct
 import threading
 from collections import Counter
@@ -40,7 +41,8 @@ PORTS = (LEAST_PORT, LAST_PORT)
 PAIR_TRIES = 32  # random ports whose neighbours may be taken
 MAX_HELD = 16 << 20  # bytes of all streams together
 MAX_LEASES = 256  # that a conversation remembers
-SYN, FIN = 2, 1
+SYN, FIN, ACK = 2, 1, 16
+DONT_FRAGMENT = 0x40
 AlgFactory = Callable[[], Alg]
 
 log = logging.getLogger(__name__)
@@ -228,6 +230,8 @@ class Inspection:
         data = payload[at : packet.ip_len]
         seq, flags = packet.seq, packet.tcp_flags
         conversation.windows[side] = packet.window
+        if flags & ACK:
+            conversation.streams[1 - side].hear(packet.ack)
         if flags & SYN:
             stream.begin(seq)
             if data:  # which would have to be read before the server has agreed to talk
@@ -277,6 +281,9 @@ class Inspection:
         whole = bytearray(header + data)
         if packet.key.family == 4:
             struct.pack_into("!H", whole, 2, len(whole))
+            if len(whole) > packet.ip_len and whole[6] & DONT_FRAGMENT:  # its sender has not made it this long
+                whole[6] &= ~DONT_FRAGMENT
+                whole[4:6] = os.urandom(2)
         else:
             struct.pack_into("!H", whole, 4, len(whole) - 40)
         if packet.key.proto != TCP:
@@ -310,11 +317,14 @@ class Inspection:
         least = 0 if expected.proto == GRE else LEAST_PORT
         if not least <= expected.port <= LAST_PORT + 1 - count:
             return None
-        outside = self._outside(conversation, expected, count)
-        if outside is None:
+        lent = self._outside(conversation, expected, count)
+        if lent is None:
             return None
+        outside, leases = lent
         opened = all(self._predict(conversation, expected, step, outside + step) for step in range(count))
-        self._release_idle(conversation)
+        with self._lock:
+            for lease in leases:
+                self._release(lease)
         if not opened or not self._lives(conversation):
             return None
         return Endpoint(conversation.seen(expected.side).address, outside)
@@ -328,49 +338,54 @@ class Inspection:
             self._unexpect(prediction.id)
         return False
 
-    def _outside(self, conversation: Conversation, expected: Expected, count: int) -> int | None:
-        """The first of the ports by which the caller knows the announced ones; None: none are free."""
+    def _outside(self, conversation: Conversation, expected: Expected, count: int) -> tuple[int, list[Lease]] | None:
+        """The first of the ports by which the caller knows the announced ones, and leases that whoever asks has to
+        release; None: none are free."""
         own, seen = conversation.own(expected.side), conversation.seen(expected.side)
         if own.address == seen.address:
-            return expected.port
+            return expected.port, []
         if expected.port == own.port and count == 1 and expected.proto == conversation.session.c2s.proto:
-            return seen.port
+            return seen.port, []
         names = [(expected.side, expected.proto, expected.port + step) for step in range(count)]
-        known = [conversation.leases[name] for name in names if name in conversation.leases]
-        if len(known) == count and all(lease.holders for lease in known):
-            return known[0].port
-        leases = self._lend(seen.address, expected, count, self._range(conversation))
+        ports = self._range(conversation)
+        leases = self._known(conversation, names) or self._lend(seen.address, expected, count, ports)
         if leases is None:
             return None
-        for name in [*conversation.leases][: len(conversation.leases) + count - MAX_LEASES]:
+        for name in [*conversation.leases][: max(0, len(conversation.leases) + count - MAX_LEASES)]:
             del conversation.leases[name]
         conversation.leases |= zip(names, leases, strict=True)
-        return leases[0].port
+        return leases[0].port, leases
+
+    def _known(self, conversation: Conversation, names: list[tuple[int, int, int]]) -> list[Lease] | None:
+        """What these have been lent before, held once more; None if any of it has been taken back."""
+        known = [conversation.leases[name] for name in names if name in conversation.leases]
+        with self._lock:
+            if len(known) < len(names) or not all(lease.holders for lease in known):
+                return None
+            for lease in known:
+                lease.holders += 1
+        return known
 
     def _lend(self, address: int, expected: Expected, count: int, ports: tuple[int, int]) -> list[Lease] | None:
-        """Consecutive ports: the announced ones, else any of the same parity."""
+        """Consecutive ports of the range: the announced ones, else any of the same parity."""
         self._table.open_pool(address)
-        first: int | None = self._table.lend_port(address, expected.proto, (expected.port,) * 2, expected.port)
+        first: int | None = None
+        if ports[0] <= expected.port <= ports[1]:
+            first = self._table.lend_port(address, expected.proto, (expected.port,) * 2, expected.port)
         for _ in range(PAIR_TRIES):
             if first is None:
                 first = self._table.lend_port(address, expected.proto, ports, expected.port)
             if first is None:
                 return None
-            rest = range(first + 1, min(first + count, LAST_PORT + 1))
+            rest = range(first + 1, min(first + count, ports[1] + 1))
             lent = [self._table.lend_port(address, expected.proto, (port, port), port) for port in rest]
-            leases = [Lease(address, expected.proto, port) for port in (first, *lent) if port is not None]
+            leases = [Lease(address, expected.proto, port, 1) for port in (first, *lent) if port is not None]
             if len(leases) == count:
                 return leases
             for lease in leases:
                 self._take_back(lease)
             first = None
         return None
-
-    def _release_idle(self, conversation: Conversation) -> None:
-        """Ports that were lent for predictions which could not be made."""
-        for name, lease in [*conversation.leases.items()]:
-            if not lease.holders:
-                self._take_back(conversation.leases.pop(name))
 
     def _predict(self, conversation: Conversation, expected: Expected, step: int, outside: int) -> bool:
         application = expected.applications[step]

@@ -88,10 +88,11 @@ class Predictions:
 
     def _in_the_way(self, prediction: Prediction) -> list[int]:
         same = self._by_key.get(prediction.key)
-        if same is not None:
-            return [same]
+        gone = [] if same is None else [same]
         siblings = self._children.get(prediction.parent, {})
-        return [next(iter(siblings))] if len(siblings) >= PER_PARENT else []
+        if same not in siblings and len(siblings) >= PER_PARENT:
+            gone.append(next(iter(siblings)))
+        return gone
 
     def _wanted(self, key: FlowKey) -> list[FlowKey]:
         """The key as a prediction of each shape would have it, the most certain first."""

@@ -77,8 +77,8 @@ class Stream:
 
     @property
     def edited(self) -> bool:
-        """Whether anything has gone on as other bytes."""
-        return bool(self._edits)
+        """Whether its sender does not know all that may have to go on again."""
+        return bool(self._edits or self._vouched.payload)
 
     @property
     def next_seq(self) -> int:
@@ -166,7 +166,7 @@ class Stream:
         at most."""
         self._unread += fresh
         self._next += len(fresh)
-        out, edits = b"", []
+        out, edits = b"", list[Edit]()
         while self._unread and not self.over and len(edits) < room:
             piece = self._read(self._unread)
             if not piece.taken:

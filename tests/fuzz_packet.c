@@ -2,19 +2,23 @@
  *
  *     input   how how how | packet            how: table, hook, interface, checksum state, mark, time, repairs, company
  *
- * There are two tables, one whose ports are shared.  Each input meets one of them as it was made: after it, slots, hash,
- * lists and ports are put back, so that an input that fails does so alone.  A crowd may come before the packet and take
- * what ports there are, half of the sessions may end; all may end after it, and it comes again.  What may not happen:
+ * There are four tables: ports are shared or not, and ALGs read what is in it or not; where they do, texts have been
+ * edited, and sessions are expected.  Each input meets one of them as it was made: after it, slots, hash, lists, ports
+ * and edits are put back, so that an input that fails does so alone.  A crowd may come before the packet and take what
+ * ports there are, half of the sessions may end; all may end after it, and it comes again.  What may not happen:
  *
- *     - a packet gets another verdict than one of four, or is counted otherwise than once
- *     - it changes, or becomes longer, unless it is rewritten; then more than addresses, ports, checksums and MSS changes
+ *     - a packet gets another verdict than one of five, or is counted otherwise than once
+ *     - it changes, or becomes longer, unless it is rewritten; then more than addresses, ports, checksums and MSS changes,
+ *       or where texts are edited than sequence numbers and options
  *     - it leaves with a wrong checksum where it came with a right one
  *     - a lock stays taken, a session is not found by its keys, or a list does not hold what it should
  *     - somebody gets a port that is reserved, or lent to another, or his already who has the same destination
- *     - a port is lost
+ *     - a port is lost, or the edits of a session
+ *     - what an ALG has read is read again
  *
  * Memory of a packet is exactly its size.  A packet that asks for the slow path gets a session of a kind that its key
- * picks, and goes round.  The clock is ours (--wrap=table_now).  tests/fuzz_seeds.py writes what to begin with.
+ * picks, and goes round; so does one that is to be read.  The clock is ours (--wrap=table_now).  tests/fuzz_seeds.py
+ * writes what to begin with.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -33,8 +37,11 @@
 #define MSS 1200
 #define LONGEST_TIMER (360 * TENTHS)
 #define PROTOCOLS 4
-#define PLANES 2                      /* most of them, and tables: the first with one, the second with two */
+#define PLANES 2                      /* most of them */
 #define ALL_PLANES PLANES
+#define WORLDS 4                      /* those with an odd number share ports, the last two are read by ALGs */
+#define EDITS_LINE 16                 /* places of edits from those of one session to those of the next */
+#define CALLBACK_PORT 6000            /* of the public address: somebody is expected there */
 
 enum kind { ROUTED, STATIC, DIPP, SERVER, BOTH, HOST, BOUND, DENIED, KINDS };
 
@@ -71,21 +78,24 @@ struct loans {
 };
 
 /* A table and what an input may change of it, as it was before: the head up to the zones; slots, buckets and overflow;
- * the ports of each plane; sharers; loans. */
+ * the ports of each plane; sharers; loans; edits by session. */
 struct world {
 	struct table *table;
+	bool reading;
 	struct loans loans;
+	struct adjust edits[SLOTS + 1];
 	uint8_t *head;
 	uint8_t *sessions;
 	uint8_t *ports[PLANES];
 	uint8_t *sharers;
 };
 
-static struct world worlds[PLANES];
+static struct world worlds[WORLDS];
 static struct table *table;               /* the one that this input meets, and its loans */
 static struct loans loans;
 static uint32_t now = 1000;
 static bool ports_moved;                  /* this input has begun or ended a session */
+static bool reading;                      /* ALGs read in this table */
 
 uint32_t __wrap_table_now(void);
 uint32_t __wrap_table_now(void)
@@ -100,6 +110,12 @@ static const struct net *net_of(const struct flow_key *key)
 	return &nets[key->family == 6];
 }
 
+/* One family of each kind, so that there are texts that are edited and read, read alone, and edited alone. */
+static bool is_read(const struct flow_key *key, enum kind kind)
+{
+	return reading && (key->proto == IPPROTO_TCP || key->proto == IPPROTO_UDP) && (kind + (key->family == 6)) & 1;
+}
+
 static void decide(struct decision *d, const struct flow_key *key, enum kind kind)
 {
 	const struct net *net = net_of(key);
@@ -108,7 +124,7 @@ static void decide(struct decision *d, const struct flow_key *key, enum kind kin
 	d->egress_zone = kind == HOST ? ZONE_HOST : OUTSIDE;
 	d->ingress = INSIDE;
 	d->egress = OUTSIDE;
-	d->flags = kind == HOST ? FLAG_HOST : 0;
+	d->flags = (kind == HOST ? FLAG_HOST : 0) | (is_read(key, kind) ? FLAG_INSPECTED : 0);
 	d->discard = kind == DENIED;
 	d->first_len = 40;
 	if (kind == STATIC || kind == DIPP || kind == BOTH || kind == BOUND) {
@@ -144,13 +160,16 @@ static int64_t install_bound(const struct flow_key *key, struct decision *d)
 	return id;
 }
 
-static int64_t install(const struct flow_key *key, enum kind kind, uint16_t spare)
+/* predicted: the PREDICT session that it was expected as, or 0. */
+static int64_t install(const struct flow_key *key, enum kind kind, uint16_t spare, uint32_t predicted)
 {
 	bool has_port = key->proto == IPPROTO_TCP || key->proto == IPPROTO_UDP || key->sport;
 	struct decision d;
 
 	decide(&d, key, kind);
 	d.port_max += spare;
+	d.predicted = predicted;
+	d.predicted_generation = predicted ? session_at(table, predicted)->generation : 0;
 	return kind == BOUND && has_port ? install_bound(key, &d) : session_install(table, SHARD_SLOW, key, &d);
 }
 
@@ -184,25 +203,60 @@ static void set_tcp_state(struct session *s, enum kind kind)
 		memset(&s->tcp[1], 0, sizeof(s->tcp[1]));
 }
 
+/* Two edits in each direction, before what comes next; all of them have been acknowledged. */
+static void edit_text(uint32_t id)
+{
+	for (uint32_t dir = 0; dir < 2; dir++) {
+		session_adjust(table, id, 0, dir, 980, 985, 7);
+		session_adjust(table, id, 0, dir, 990, 1000, -3);
+	}
+}
+
+/* Somebody will call back, from a port that is not known. */
+static void expect(int family, uint8_t proto)
+{
+	struct flow_key keys[2] = {client_key(family, ROUTED, proto), client_key(family, ROUTED, proto)};
+	struct decision d = {.egress_zone = INSIDE, .ingress = OUTSIDE, .egress = INSIDE, .flags = FLAG_PREDICTED};
+
+	memcpy(keys[0].src, nets[family].asked, 16);
+	memcpy(keys[0].dst, nets[family].public, 16);
+	keys[0].sport = keys[1].dport = 0;
+	keys[0].dport = htons(CALLBACK_PORT);
+	keys[0].zone = OUTSIDE;
+	assert(session_predict(table, SHARD_SLOW, keys, &d, 60) > 0);
+}
+
 static void install_all(void)
 {
 	for (int family = 0; family < 2; family++)
 		for (int kind = 0; kind < KINDS; kind++)
 			for (int i = 0; i < PROTOCOLS; i++) {
 				struct flow_key key = client_key(family, kind, protocols[i]);
-				int64_t id = install(&key, kind, 0);
+				int64_t id = install(&key, kind, 0, 0);
 
 				if (id == INSTALL_CLASH || id == INSTALL_NO_PORT)   /* by addresses alone, one host at a time */
 					continue;
 				assert(id > 0);
-				if (key.proto == IPPROTO_TCP && kind != DENIED)
-					set_tcp_state(session_at(table, (uint32_t)id), kind);
+				if (key.proto != IPPROTO_TCP || kind == DENIED)
+					continue;
+				set_tcp_state(session_at(table, (uint32_t)id), kind);
+				if (reading)
+					edit_text((uint32_t)id);
 			}
+	for (int family = 0; family < 2 && reading; family++)
+		for (int i = 0; i < 2; i++)
+			expect(family, protocols[i]);
 }
 
 static struct natpool *ports_of(uint32_t plane)
 {
 	return (struct natpool *)((char *)table + table->pools) + plane * MAX_POOLS;
+}
+
+/* Ids are so few that none of them shares a line of places. */
+static struct adjust *edits_of(uint32_t id)
+{
+	return (struct adjust *)((char *)table + table->adjusts) + id * EDITS_LINE;
 }
 
 static uint8_t *copy(const void *data, size_t len)
@@ -243,10 +297,13 @@ static void make_table(uint32_t planes)
 static void save(struct world *w)
 {
 	w->table = table;
+	w->reading = reading;
 	w->loans = loans;
 	w->head = copy(table, offsetof(struct table, zones));
 	w->sessions = copy((char *)table + table->slots, table->pools - table->slots);
-	w->sharers = copy((char *)table + table->sharers, table->size - table->sharers);
+	w->sharers = copy((char *)table + table->sharers, table->adjusts - table->sharers);
+	for (uint32_t id = 1; id <= SLOTS; id++)
+		w->edits[id] = *edits_of(id);
 	for (uint32_t plane = 0; plane < table->planes; plane++)
 		w->ports[plane] = copy(ports_of(plane), table->pool_count * sizeof(struct natpool));
 }
@@ -254,6 +311,7 @@ static void save(struct world *w)
 static void enter(const struct world *w)
 {
 	table = w->table;
+	reading = w->reading;
 	loans = w->loans;
 	ports_moved = false;
 }
@@ -262,9 +320,12 @@ static void restore(const struct world *w)
 {
 	memcpy(table, w->head, offsetof(struct table, zones));
 	memcpy((char *)table + table->slots, w->sessions, table->pools - table->slots);
+	for (uint32_t id = 1; id <= SLOTS && reading; id++)
+		if (table->adjust_owner[id * EDITS_LINE])
+			*edits_of(id) = w->edits[id];
 	if (!ports_moved)
 		return;
-	memcpy((char *)table + table->sharers, w->sharers, table->size - table->sharers);
+	memcpy((char *)table + table->sharers, w->sharers, table->adjusts - table->sharers);
 	for (uint32_t plane = 0; plane < table->planes; plane++)
 		memcpy(ports_of(plane), w->ports[plane], table->pool_count * sizeof(struct natpool));
 }
@@ -274,9 +335,10 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	(void)argc;
 	(void)argv;
-	for (uint32_t i = 0; i < PLANES; i++) {
+	for (uint32_t i = 0; i < WORLDS; i++) {
 		loans = (struct loans){0};
-		make_table(i + 1);
+		reading = i >= WORLDS / 2;
+		make_table(1 + i % PLANES);
 		install_all();
 		save(&worlds[i]);
 	}
@@ -285,9 +347,18 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 
 /* ---- what must hold ---- */
 
+/* How many of its flows are in the hash. */
+static int flows_of(const struct session *s)
+{
+	if (s->type == SESSION_PREDICT)
+		return 0;
+	return s->flags & FLAG_ONE_WAY ? 1 : 2;
+}
+
 static void check_session(struct session *s, uint32_t id)
 {
-	for (int dir = 0; dir < (s->flags & FLAG_ONE_WAY ? 1 : 2); dir++) {
+	assert(s->state[1] == (s->type == SESSION_PREDICT ? SESSION_OPENING : s->state[0]));
+	for (int dir = 0; dir < flows_of(s); dir++) {
 		int found_dir;
 		struct session *found = table_lookup(table, &s->key[dir], &found_dir);
 
@@ -372,6 +443,25 @@ static void check_ports(void)
 	check_sharers(holders);
 }
 
+/* Every session whose text was edited has its place, and nobody else has one. */
+static void check_edits(void)
+{
+	uint32_t edited = 0, owners = 0;
+
+	for (uint32_t id = 1; id <= SLOTS; id++) {
+		const struct session *s = session_at(table, id);
+		bool has = s->state[0] != SESSION_INIT && s->flags & FLAG_ADJUSTED;
+
+		edited += has;
+		assert(table->adjust_owner[id * EDITS_LINE] == (has ? id : 0));
+		for (int dir = 0; dir < 2 && has; dir++)
+			assert(edits_of(id)->flow[dir].n <= EDITS);
+	}
+	for (uint32_t i = 0; i < MAX_ADJUSTED; i++)
+		owners += table->adjust_owner[i] != 0;
+	assert(owners == edited && !table->adjust_lock);
+}
+
 static void check_table(void)
 {
 	uint32_t alive = 0, free = 0, scheduled = 0, counted = 0;
@@ -392,18 +482,19 @@ static void check_table(void)
 		counted += table->count[i];
 	assert(!table->free_lock && !table->discard_lock && !table->wheel_lock && !table->overflow_lock);
 	assert(table->allocated + free == SLOTS && counted == alive && table->wheel_scheduled == scheduled);
+	check_edits();
 	if (ports_moved)
 		check_ports();
 }
 
 struct books {
-	uint64_t received, bytes, punted, dropped;
+	uint64_t received, bytes, punted, inspected, dropped;
 };
 
 static struct books read_books(void)
 {
 	const uint64_t *c = table->counter[0];
-	struct books b = {c[PKT_RECV], c[BYTES_RECV], c[PKT_PUNT], 0};
+	struct books b = {c[PKT_RECV], c[BYTES_RECV], c[PKT_PUNT], c[PKT_INSPECT], 0};
 
 	for (int i = FLOW_PARSE_IP_HDR; i < DROPS_END; i++)
 		b.dropped += c[i];
@@ -414,10 +505,12 @@ static void check_books(enum verdict v, uint32_t len, const struct books *before
 {
 	struct books after = read_books();
 
-	assert(v == VERDICT_ACCEPT || v == VERDICT_REWRITTEN || v == VERDICT_PUNT || v == VERDICT_DROP);
+	assert(v == VERDICT_ACCEPT || v == VERDICT_REWRITTEN || v == VERDICT_PUNT || v == VERDICT_INSPECT ||
+	       v == VERDICT_DROP);
 	assert(after.received == before->received + 1 && after.bytes == before->bytes + len);
 	assert(after.dropped - before->dropped == (v == VERDICT_DROP));
 	assert(after.punted - before->punted == (v == VERDICT_PUNT));
+	assert(after.inspected - before->inspected == (v == VERDICT_INSPECT));
 }
 
 /* ---- checksums, the slow way and from the bytes alone ---- */
@@ -505,13 +598,23 @@ static void mark_writable(uint8_t *writable, const uint8_t *p, uint32_t len, uin
 			writable[at] = 1;
 }
 
-/* All sessions cross to the outside: a SYN offers no more than fits there, and no less than it did if that does. */
+/* All sessions cross to the outside: a SYN offers no more than fits there, and no less than it did if that does, but for
+ * the room that a text may need. */
 static void check_mss(const struct packet *pkt, const uint8_t *before)
 {
 	uint16_t offered = get16(before + pkt->mss_at), left = get16(pkt->data + pkt->mss_at);
 	uint16_t limit = pkt->key.family == 6 ? MSS - 20 : MSS;
 
-	assert(left == (offered > limit ? limit : offered));
+	if (offered < limit)
+		limit = offered;
+	assert(left <= limit && left + (reading ? INSPECT_ROOM : 0) >= limit);
+}
+
+/* Numbers and options of an edited connection. */
+static void mark_numbers(uint8_t *writable, const struct packet *pkt)
+{
+	memset(writable + pkt->l4 + 4, 1, 8);
+	memset(writable + pkt->l4 + 20, 1, (pkt->data[pkt->l4 + 12] >> 4) * 4u - 20);
 }
 
 static void check_untouched(const struct packet *pkt, const uint8_t *before)
@@ -527,6 +630,8 @@ static void check_untouched(const struct packet *pkt, const uint8_t *before)
 		check_mss(pkt, before);
 		memset(writable + pkt->mss_at, 1, 2);
 	}
+	if (reading && pkt->kind == PACKET_FLOW && pkt->key.proto == IPPROTO_TCP)
+		mark_numbers(writable, pkt);
 	for (uint32_t i = 0; i < pkt->len; i++)
 		assert(writable[i] || pkt->data[i] == before[i]);
 	free(writable);
@@ -627,6 +732,29 @@ static void check_reset(const struct packet *pkt)
 	assert(pkt->zone == OUTSIDE && pkt->key.proto == IPPROTO_TCP && !(pkt->tcp_flags & TCP_FLAG_RST));
 }
 
+/* As the slow path does with what is to be read; an ALG may send more than it has read. */
+static void read_text(struct packet *pkt, const uint8_t *before)
+{
+	enum verdict v;
+
+	pkt->mark = MARK_SEEN | MARK_TRACKED;
+	v = slowpath_look(table, pkt);
+	assert(v == VERDICT_ACCEPT && pkt->session);
+	if (pkt->key.proto == IPPROTO_TCP && pkt->seq_len > 1)
+		session_adjust(table, pkt->session, pkt->generation, pkt->dir, pkt->seq, pkt->seq + pkt->seq_len, 5);
+	v = take(pkt, before);
+	assert(v == VERDICT_ACCEPT || v == VERDICT_REWRITTEN || v == VERDICT_DROP);
+}
+
+/* Something that is expected; 0: nothing is. */
+static uint32_t find_expected(void)
+{
+	for (uint32_t id = 1; id <= SLOTS; id++)
+		if (session_matches(session_at(table, id)) && session_at(table, id)->type == SESSION_PREDICT)
+			return id;
+	return 0;
+}
+
 /* As the slow path does with a miss; the packet that comes round finds its session and is not sent here again. */
 static void go_round(struct packet *pkt, const uint8_t *before)
 {
@@ -637,13 +765,19 @@ static void go_round(struct packet *pkt, const uint8_t *before)
 		check_reset(pkt);
 		return;
 	}
+	if (pkt->mark & MARK_TRACKED) {
+		assert(v == VERDICT_DROP);
+		return;
+	}
 	assert(v == VERDICT_PUNT);
 	ports_moved = true;
-	if (install(&pkt->key, kind, SPARE_PORTS) < 0)
+	if (install(&pkt->key, kind, SPARE_PORTS, kind == DENIED ? 0 : find_expected()) < 0)
 		return;
 	pkt->mark = MARK_SEEN;
 	v = take(pkt, before);
 	assert(v != VERDICT_PUNT && (kind != DENIED || v == VERDICT_DROP));
+	if (v == VERDICT_INSPECT)
+		read_text(pkt, before);
 }
 
 /* A packet of which the slow queue holds only the beginning. */
@@ -673,7 +807,7 @@ static void let_crowd_in(int family)
 		key.sport = htons((uint16_t)(kind == STATIC ? PUBLIC_PORT + DIPP + i : 5000 + i));
 		key.dst[15] += (uint8_t)(i & 1);
 		key.dport += htons((uint16_t)(key.dport ? i & 2 : 0));
-		install(&key, kind, SPARE_PORTS);
+		install(&key, kind, SPARE_PORTS, 0);
 	}
 }
 
@@ -715,9 +849,14 @@ static void end_all(void)
 
 static void meet(struct packet *pkt, const uint8_t *before)
 {
+	enum verdict v;
+
 	memcpy(pkt->data, before, pkt->len);
-	if (take(pkt, before) == VERDICT_PUNT)
+	v = take(pkt, before);
+	if (v == VERDICT_PUNT)
 		go_round(pkt, before);
+	else if (v == VERDICT_INSPECT)
+		read_text(pkt, before);
 	check_table();
 }
 
@@ -732,12 +871,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 
 	if (size < CONTROL)
 		return 0;
-	world = &worlds[input[0] >> 6 & 1];
+	world = &worlds[(input[0] >> 6 & 1) + (input[0] & 0x10 ? PLANES : 0)];
 	enter(world);
 	pkt.hook = input[0] & 0x80 ? HOOK_OUTPUT : input[0] & 0x20 ? HOOK_FORWARD : HOOK_PREROUTING;
 	pkt.ifindex = input[0] & 3;
 	pkt.checksum = input[1] & 3;
-	pkt.mark = input[1] & 0x80 ? MARK_SEEN : 0;
+	pkt.mark = (input[1] & 0x80 ? MARK_SEEN : 0) | (input[1] & 0x20 ? MARK_TRACKED : 0);
 	now = 1000 + input[2] / 8;
 	before = copy(input + CONTROL, len);
 	if (input[1] & 0x40)

@@ -219,6 +219,10 @@ class Outcome:
         assert self.verdict == lib.VERDICT_PUNT, self.counted
         return self
 
+    def is_inspected(self) -> "Outcome":
+        assert self.verdict == lib.VERDICT_INSPECT, self.counted
+        return self
+
 
 class Firewall:
     """A session table with two zones, PAN-OS's timers and a clock; decisions come from decides()."""
@@ -248,11 +252,12 @@ class Firewall:
         reject_non_syn: bool = True,
         aging_threshold: int = 0,
         aging_factor: int = 2,
+        drop_oversize: bool = False,
         reset_non_syn: Collection[int] = (),
     ) -> None:
         """reset_non_syn: zones."""
         by_zone = [zone in reset_non_syn for zone in range(lib.MAX_ZONE_IDS)]
-        settings = ffi.new("struct settings *", [reject_non_syn, aging_threshold, aging_factor, 0, by_zone])
+        settings = ffi.new("struct settings *", [reject_non_syn, aging_threshold, aging_factor, drop_oversize, by_zone])
         lib.table_set_settings(self.table, settings)
 
     def clamp(self, clamps: Mapping[int, int]) -> None:
@@ -313,9 +318,11 @@ class Firewall:
         return self.send(packet, 0, hook=lib.HOOK_OUTPUT, **how)
 
     def send(self, packet: Packet | bytes, ifindex: int, **how: Any) -> Outcome:
-        """As the daemon would: fast path, and if need be slow path, install, fast path."""
+        """As the daemon would: fast path, and if need be slow path, install or inspection, fast path."""
         data = bytes(packet)
         outcome = self.take(data, ifindex, **how)
+        if outcome.verdict == lib.VERDICT_INSPECT:
+            return self.read(data, ifindex, **how)
         if outcome.verdict != lib.VERDICT_PUNT or self.decision is None:
             return outcome
         self.installed = self.install(data, ifindex, how.get("hook", lib.HOOK_PREROUTING))
@@ -325,7 +332,12 @@ class Firewall:
         if "discard" in self.decision:
             lib.table_count(self.table, lib.SHARD_SLOW, lib.FLOW_POLICY_DENY, 1)
             return Outcome(lib.VERDICT_DROP, data, data, {"flow_policy_deny": 1})
-        return self.take(data, ifindex, **how | {"mark": lib.MARK_SEEN})
+        outcome = self.take(data, ifindex, **how | {"mark": lib.MARK_SEEN})
+        return self.read(data, ifindex, **how) if outcome.verdict == lib.VERDICT_INSPECT else outcome
+
+    def read(self, data: bytes, ifindex: int, **how: Any) -> Outcome:
+        """The second time through the fast path, of a packet that an ALG has read and left as it is."""
+        return self.take(data, ifindex, **how | {"mark": lib.MARK_SEEN | lib.MARK_TRACKED})
 
     def take(self, data: bytes, ifindex: int, **how: Any) -> Outcome:
         """Once through the fast path, at `now`."""
@@ -341,12 +353,15 @@ class Firewall:
             assert after == data
         return Outcome(verdict, data, after, counted)
 
-    def look(self, packet: Packet | bytes, ifindex: int = INSIDE, hook: int = lib.HOOK_PREROUTING) -> tuple[int, Any]:
+    def look(
+        self, packet: Packet | bytes, ifindex: int = INSIDE, hook: int = lib.HOOK_PREROUTING, mark: int = 0
+    ) -> tuple[int, Any]:
         """What slowpath_look() says, and the parsed packet."""
         data = bytes(packet)
         memory = ffi.new("uint8_t[]", len(data))
         ffi.memmove(memory, data, len(data))
-        parsed = ffi.new("struct packet *", {"data": memory, "len": len(data), "ifindex": ifindex, "hook": hook})
+        fields = {"data": memory, "len": len(data), "ifindex": ifindex, "hook": hook, "mark": mark}
+        parsed = ffi.new("struct packet *", fields)
         return lib.slowpath_look(self.table, parsed), parsed
 
     def install(self, packet: Packet | bytes, ifindex: int = INSIDE, hook: int = lib.HOOK_PREROUTING) -> int:
@@ -359,6 +374,20 @@ class Firewall:
         decision = ffi.new("struct decision *", self.decision)
         decision.first_len = ip_len
         return int(lib.session_install(self.table, lib.SHARD_SLOW, key, decision))
+
+    def expects(self, c2s: Any, s2c: Any, seconds: int = 60, **fields: Any) -> int:
+        """A PREDICT session with these keys, its id; or an install_error."""
+        keys = ffi.new("struct flow_key[2]")
+        keys[0], keys[1] = c2s, s2c
+        decision = ffi.new("struct decision *", {"egress_zone": OUTSIDE, "ingress": INSIDE, "egress": OUTSIDE} | fields)
+        self.installed = int(lib.session_predict(self.table, lib.SHARD_SLOW, keys, decision, seconds))
+        self.keep_up()
+        return self.installed
+
+    def adjusts(self, side: int, start: int, end: int, grown: int, session_id: int = 0, generation: int = 0) -> bool:
+        """An ALG has sent so many more bytes than the ones it read, [start, end) of that side."""
+        whose = (session_id or self.installed, generation)
+        return bool(lib.session_adjust(self.table, *whose, side, start % 2**32, end % 2**32, grown))
 
     # ---- time and ends ----
 
@@ -425,6 +454,7 @@ def check_books(verdict: int, counted: dict[str, int]) -> None:
     assert counted["pkt_recv"] == 1
     assert drops == (verdict == lib.VERDICT_DROP), counted
     assert counted.get("pkt_punt", 0) == (verdict == lib.VERDICT_PUNT), counted
+    assert counted.get("pkt_inspect", 0) == (verdict == lib.VERDICT_INSPECT), counted
 
 
 # ---- TCP ----
@@ -435,6 +465,7 @@ class Connection:
 
     Each end sends with its next sequence number and acknowledges all it has been sent, unless told otherwise by `seq`,
     `ack` (absolute) or `ahead` (relative to the next sequence number; such a segment is not remembered as sent).
+    The server knows the client as `public` where its address is translated.
     """
 
     def __init__(
@@ -445,9 +476,11 @@ class Connection:
         isn: tuple[int, int] = (1000, 5000),
         window: tuple[int, int] = (64000, 64000),
         scale: tuple[int | None, int | None] = (None, None),
+        public: str | None = None,
     ) -> None:
         self.firewall = firewall
         self.ends = (client, server)
+        self.peers = (server, public or client)
         self.next = list(isn)
         self.window = window
         self.scale = scale
@@ -471,7 +504,7 @@ class Connection:
             fields = {"ack": self.next[1 - side]} | fields
         if "S" in flags and self.scale[side] is not None:
             fields = {"options": [("MSS", 1460), ("NOP", None), ("WScale", self.scale[side])]} | fields
-        return TCP(self.ends[side], self.ends[1 - side], flags, payload, **fields)
+        return TCP(self.ends[side], self.peers[side], flags, payload, **fields)
 
     def open(self) -> "Connection":
         """Three segments, each delivered."""

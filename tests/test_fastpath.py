@@ -3,10 +3,12 @@
 import socket
 
 import pytest
+from scapy.layers import inet
 
 from dataplane.ffi import ffi, lib
-from tests.talk import INSIDE, OUTSIDE, TCP, UDP, Connection, Echo, EchoReply, Error, Firewall
+from tests.talk import INSIDE, OUTSIDE, TCP, UDP, Connection, Echo, EchoReply, Error, Firewall, recomputed
 
+QUESTION, ANSWER = UDP("10.0.0.5:4000", "8.8.8.8:69"), UDP("8.8.8.8:69", "192.0.2.1:1024")
 NDP = b"\x60\0\0\0\0\x18\x3a\xff" + b"\xfe\x80" + bytes(14) + b"\xff\x02" + bytes(13) + b"\x01"
 
 
@@ -250,6 +252,157 @@ def test_a_connection_is_found_by_both_its_directions(firewall, reject):
     connection.s2c("PA", b"200").passes()
     connection.shut()
     assert firewall.stats()["tcp"] == 1
+
+
+# ---- what an ALG reads takes the way through the slow path ----
+
+
+@pytest.fixture
+def inspecting(firewall):
+    return firewall.decides(source="192.0.2.1", ports=(1024, 1024), flags=lib.FLAG_INSPECTED)
+
+
+def test_each_packet_of_an_inspected_session_is_read_and_then_translated(inspecting):
+    """Both directions, from the first packet on."""
+    inspecting.c2s(QUESTION).leaves_as("192.0.2.1:1024", "8.8.8.8:69")
+    inspecting.asks().take(bytes(QUESTION), INSIDE).is_inspected()
+    inspecting.take(bytes(ANSWER), OUTSIDE).is_inspected()
+    inspecting.read(bytes(ANSWER), OUTSIDE).leaves_as("8.8.8.8:69", "10.0.0.5:4000")
+
+
+def test_what_comes_round_is_not_counted_again(inspecting):
+    """Neither as a packet of the session, nor as a sign of life: it has been both."""
+    inspecting.c2s(QUESTION)
+    counted, seen = list(inspecting.session().bytes), inspecting.session().last_seen
+    assert (list(inspecting.session().packets), counted) == ([1, 0], [len(bytes(QUESTION)), 0])
+    inspecting.wait(5)
+    inspecting.read(bytes(QUESTION), INSIDE)
+    assert (list(inspecting.session().packets), list(inspecting.session().bytes)) == ([1, 0], counted)
+    assert inspecting.session().last_seen == seen
+
+
+def test_what_comes_round_is_not_tracked_again(firewall):
+    """It may bear other numbers than those that were judged: an edit of an ALG, sent again from its beginning."""
+    connection = Connection(firewall.decides(flags=lib.FLAG_INSPECTED)).open()
+    fin = bytes(connection.segment(0, "FA", b"QUIT", 0))
+    firewall.take(fin, INSIDE).is_inspected()
+    assert firewall.tcp_state() == "HALF_CLOSED"
+    firewall.read(bytes(connection.segment(0, "FA", b"QUIT", -200000)), INSIDE).passes()
+    firewall.take(bytes(connection.segment(0, "A", b"QUIT", -200000)), INSIDE).is_dropped("tcp_drop_out_of_wnd")
+    assert list(firewall.session().packets) == [3, 1]
+
+
+def test_a_packet_that_tracking_drops_is_not_read(firewall):
+    """An ALG sees nothing that its receiver does not."""
+    connection = Connection(firewall.decides(flags=lib.FLAG_INSPECTED)).open()
+    connection.c2s("PA", b"PORT", ahead=200000).is_dropped("tcp_drop_out_of_wnd")
+    firewall.c2s(TCP("10.0.0.5:4000", "8.8.8.8:80", "SF")).is_dropped("tcp_flag_invalid")
+
+
+def test_a_reset_needs_no_reading(firewall):
+    """It carries nothing, and must come in time."""
+    connection = Connection(firewall.decides(flags=lib.FLAG_INSPECTED)).open()
+    firewall.take(bytes(connection.segment(0, "R", b"", 0)), INSIDE).passes()
+    assert firewall.tcp_state() == "TIME_WAIT"
+
+
+@pytest.mark.parametrize(("dropped", "counter"), [(False, "alg_oversize_pass"), (True, "alg_oversize_drop")])
+def test_a_datagram_that_is_too_large_to_be_read(firewall, dropped, counter):
+    """It passes unread, or not at all, as the configuration says; the next one is read."""
+    firewall.configure(drop_oversize=dropped)
+    largest = UDP("10.0.0.5:4000", "8.8.8.8:69", bytes(lib.INSPECT_MAX - 28))
+    firewall.decides(flags=lib.FLAG_INSPECTED).c2s(largest).passes()
+    outcome = firewall.c2s(UDP("10.0.0.5:4000", "8.8.8.8:69", bytes(lib.INSPECT_MAX - 27)))
+    assert (outcome.left, outcome.counted[counter]) == (not dropped, 1)
+    firewall.take(bytes(largest), INSIDE).is_inspected()
+
+
+def test_a_segment_that_is_too_large_ends_the_reading(firewall):
+    """Of a connection of which not everything was seen nothing is understood any more."""
+    connection = Connection(firewall.decides(flags=lib.FLAG_INSPECTED)).open()
+    outcome = connection.c2s("PA", bytes(lib.INSPECT_MAX)).passes()
+    assert outcome.counted["alg_oversize_pass"] == 1
+    assert not firewall.session().flags & lib.FLAG_INSPECTED
+    firewall.take(bytes(connection.segment(0, "PA", b"more", 0)), INSIDE).passes()
+
+
+def test_a_segment_that_is_too_large_is_sent_again_where_that_is_dropped(firewall):
+    """The connection is read on."""
+    firewall.configure(drop_oversize=True)
+    connection = Connection(firewall.decides(flags=lib.FLAG_INSPECTED)).open()
+    connection.c2s("PA", bytes(lib.INSPECT_MAX), ahead=0).is_dropped("alg_oversize_drop")
+    firewall.take(bytes(connection.segment(0, "PA", bytes(1000), 0)), INSIDE).is_inspected()
+
+
+def test_the_kernel_cuts_a_super_packet_for_the_reader(firewall):
+    """However large, it is tracked as one; its segments come round as tracked."""
+    connection = Connection(firewall.decides(flags=lib.FLAG_INSPECTED)).open()
+    whole = bytes(connection.segment(0, "PA", bytes(20000), 0))
+    firewall.take(whole, INSIDE, checksum=lib.CHECKSUM_SUPER).is_inspected()
+    assert list(firewall.session().packets) == [3, 1]
+    firewall.read(bytes(connection.segment(0, "A", bytes(1460), 0)), INSIDE).passes()
+    assert connection.s2c("A", ack=21001).left
+
+
+def test_reading_ends_when_nothing_more_is_to_be_read(inspecting):
+    """Of that life of a session alone."""
+    inspecting.c2s(QUESTION)
+    session, generation = inspecting.installed, inspecting.session().generation
+    assert not lib.session_end_inspection(inspecting.table, session, generation + 1)
+    inspecting.take(bytes(QUESTION), INSIDE).is_inspected()
+    assert lib.session_end_inspection(inspecting.table, session, generation)
+    inspecting.take(bytes(QUESTION), INSIDE).leaves_as("192.0.2.1:1024", "8.8.8.8:69")
+    inspecting.end(session)
+    assert not lib.session_end_inspection(inspecting.table, session, generation)
+
+
+@pytest.mark.parametrize(
+    ("offered", "left"),
+    [(1460, 1460 - lib.INSPECT_ROOM), (9000, 9000 - lib.INSPECT_ROOM), (536, 280), (511, 511), (0, 0)],
+)
+@pytest.mark.parametrize("translated", [False, True])
+def test_text_that_may_grow_is_left_room(firewall, offered, left, translated):
+    """Only where addresses in it are translated, and not where segments are small already."""
+    public = {"source": "192.0.2.1", "ports": (1024, 1024)} if translated else {}
+    firewall.decides(flags=lib.FLAG_INSPECTED, **public)
+    there, back = ("10.0.0.5:4000", "8.8.8.8:21"), ("8.8.8.8:21", "192.0.2.1:1024" if translated else "10.0.0.5:4000")
+    for outcome in (
+        firewall.c2s(TCP(*there, "S", options=[("MSS", offered)])),
+        firewall.s2c(TCP(*back, "SA", ack=1, options=[("MSS", offered)])),
+    ):
+        assert outcome.after == recomputed(outcome.after)
+        assert outcome.packet[inet.TCP].options == [("MSS", left if translated else offered)]
+
+
+def test_a_session_that_nobody_reads_offers_what_it_did(firewall):
+    """Translation alone does not make text longer."""
+    firewall.decides(source="192.0.2.1", ports=(1024, 1024))
+    syn = TCP("10.0.0.5:4000", "8.8.8.8:21", "S", options=[("MSS", 1460)])
+    firewall.c2s(syn).leaves_as("192.0.2.1:1024", "8.8.8.8:21")
+
+
+def test_the_reader_is_told_whose_packet_it_is(inspecting):
+    """Session, life and direction, of a packet before translation."""
+    inspecting.c2s(QUESTION)
+    generation = inspecting.session().generation
+    for packet, ifindex, direction in ((QUESTION, INSIDE, 0), (ANSWER, OUTSIDE, 1)):
+        verdict, parsed = inspecting.look(packet, ifindex, mark=lib.MARK_TRACKED)
+        assert verdict == lib.VERDICT_ACCEPT
+        assert (parsed.session, parsed.generation, parsed.dir) == (inspecting.installed, generation, direction)
+
+
+def test_what_was_to_be_read_is_dropped_when_its_session_has_ended(inspecting):
+    """It is no first packet: an unmarked one would be."""
+    inspecting.c2s(QUESTION)
+    inspecting.end(inspecting.installed)
+    assert inspecting.look(QUESTION, mark=lib.MARK_TRACKED)[0] == lib.VERDICT_DROP
+    assert inspecting.counters()["flow_marked_miss"] == 1
+    verdict, parsed = inspecting.look(QUESTION)
+    assert (verdict, parsed.session) == (lib.VERDICT_PUNT, 0)
+    inspecting.read(bytes(QUESTION), INSIDE).is_dropped("flow_marked_miss")
+
+
+# ---- the whole of it ----
 
 
 def test_a_redefined_zone_map_holds_from_the_next_packet_on(firewall):

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dataplane.ffi import ffi, lib
 from tests.reference import Entry, Key, SessionTable
-from tests.talk import INSIDE, OUTSIDE, SECOND, UDP, Firewall, mapped
+from tests.talk import INSIDE, OUTSIDE, SECOND, STATES, UDP, Firewall, mapped
 
 ROOT = Path(__file__).parent.parent
 INSTRUMENTED = "DATAPLANE_EXTENSION" in os.environ
@@ -370,6 +370,182 @@ def test_a_table_of_impossible_size_is_refused(slots):
     """errno says why."""
     assert lib.table_create(slots, 1) == ffi.NULL
     assert ffi.errno != 0
+
+
+# ---- what is expected ----
+#
+#     the server of a control channel will call back: from any port, to the client's public address
+
+CALLER, CALLEE = Key(SERVER, 0, POOL, 6000, OUTSIDE), Key("10.0.0.5", 5000, SERVER, 0, INSIDE)
+CALL = UDP(f"{SERVER}:20", f"{POOL}:6000")
+
+
+def expected(firewall, c2s: Key = CALLER, s2c: Key = CALLEE) -> int:
+    keys = ffi.new("struct flow_key[2]")
+    write_key(keys[0], c2s)
+    write_key(keys[1], s2c)
+    flags = lib.FLAG_PREDICTED | lib.FLAG_LOG_END
+    return int(firewall.expects(keys[0], keys[1], egress_zone=INSIDE, flags=flags, parent=77))
+
+
+def comes(firewall, session_id: int, generation: int, **fields: Any) -> None:
+    """From now on a first packet is what that PREDICT session has expected."""
+    decision = {"egress_zone": INSIDE, "ingress": OUTSIDE, "egress": INSIDE, "destination": "10.0.0.5:5000"} | fields
+    firewall.decides(predicted=session_id, predicted_generation=generation, flags=lib.FLAG_PREDICTED, **decision)
+
+
+def test_what_is_expected_is_seen_and_not_found():
+    """It has no port yet, so no packet can be its: whoever asks for it asks the slow path."""
+    with Firewall(10) as firewall:
+        session = expected(firewall)
+        assert [STATES[state] for state in firewall.session().state] == ["SESSION_ACTIVE", "SESSION_OPENING"]
+        assert (firewall.stats()["predict"], firewall.stats()["udp"], firewall.stats()["scheduled"]) == (1, 0, 1)
+        assert (firewall.session().parent, firewall.timeout()) == (77, 60)
+        assert [copy.id for copy in scan(firewall, {"type": lib.SESSION_PREDICT + 1})] == [session]
+        assert firewall.counters()["session_predicted"] == 1
+        assert firewall.take(raw(CALLER), OUTSIDE).verdict == lib.VERDICT_PUNT
+        assert firewall.take(raw(CALLEE), INSIDE).verdict == lib.VERDICT_PUNT
+
+
+def test_two_may_expect_the_same():
+    """Nothing of them is in the hash, so nothing clashes, neither with each other nor with a live session."""
+    with Firewall(10) as firewall:
+        key = Key("10.0.0.5", 4000, SERVER, 53, INSIDE)
+        firewall.decides().c2s(raw(key))
+        assert [expected(firewall, key, key.mirror(OUTSIDE)) for _ in range(2)] == [2, 3]
+        firewall.end(2)
+        assert [ended.id for ended in firewall.expire()] == [2]
+        firewall.asks().c2s(raw(key)).passes()
+
+
+def test_what_never_came_ages_out():
+    """After the time that it was given, exactly."""
+    with Firewall(10) as firewall:
+        session = expected(firewall)
+        firewall.wait(60)
+        assert firewall.expire() == []
+        firewall.wait(0.2)
+        assert [(ended.id, ended.reason, ended.packets) for ended in firewall.expire()] == [
+            (session, "aged-out", (0, 0))
+        ]
+        assert (firewall.stats()["predict"], firewall.stats()["allocated"], firewall.state()) == (0, 0, "INIT")
+
+
+def test_what_is_expected_may_be_closed():
+    """As any session."""
+    with Firewall(10) as firewall:
+        session, generation = expected(firewall), firewall.session().generation
+        assert not firewall.end(session, generation=generation + 1)
+        assert firewall.end(session, generation=generation)
+        assert (firewall.stats()["predict"], firewall.state()) == (0, "CLOSING")
+        assert [(ended.id, ended.reason) for ended in firewall.expire()] == [(session, "unknown")]
+
+
+def test_what_was_expected_becomes_a_flow_in_its_place():
+    """The same slot and the same life of it, with keys that are whole now, and timers of its own."""
+    with Firewall(10) as firewall:
+        session, generation = expected(firewall), firewall.session().generation
+        firewall.wait(50)
+        comes(firewall, session, generation)
+        firewall.s2c(CALL).leaves_as(f"{SERVER}:20", "10.0.0.5:5000")
+        firewall.c2s(UDP("10.0.0.5:5000", f"{SERVER}:20")).leaves_as(f"{POOL}:6000", f"{SERVER}:20")
+        assert (firewall.installed, firewall.session().generation) == (session, generation)
+        assert (firewall.session().type, firewall.state(), firewall.timeout()) == (lib.SESSION_FLOW, "ACTIVE", 30)
+        assert list(firewall.session().packets) == [1, 1]
+        stats = firewall.stats()
+        assert [stats[name] for name in ("predict", "udp", "allocated", "scheduled")] == [0, 1, 1, 1]
+        firewall.wait(31)
+        assert [(ended.id, ended.packets) for ended in firewall.expire()] == [(session, (1, 1))]
+        assert firewall.asks().take(bytes(CALL), OUTSIDE).verdict == lib.VERDICT_PUNT
+
+
+def test_what_has_ended_meanwhile_becomes_a_session_of_its_own():
+    """In a slot of its own, while the ager still has the old one."""
+    with Firewall(10) as firewall:
+        session, generation = expected(firewall), firewall.session().generation
+        firewall.end(session)
+        gone = firewall.closed()
+        comes(firewall, session, generation)
+        firewall.s2c(CALL).leaves_as(f"{SERVER}:20", "10.0.0.5:5000")
+        assert (firewall.installed, firewall.state(session)) == (2, "CLOSED")
+        lib.session_free(firewall.table, [ended.id for ended in gone], len(gone))
+        assert firewall.asks().s2c(CALL).left
+        assert firewall.stats()["allocated"] == 1
+
+
+def test_another_life_of_the_slot_is_not_what_was_expected():
+    """The same id expects something else by now."""
+    with Firewall(1) as firewall:
+        session, generation = expected(firewall), firewall.session().generation
+        firewall.end(session)
+        firewall.expire()
+        assert expected(firewall) == session
+        comes(firewall, session, generation)
+        firewall.s2c(CALL).is_punted()
+        assert (firewall.installed, firewall.stats()["predict"]) == (lib.INSTALL_FULL, 1)
+        comes(firewall, session, generation + 1)
+        firewall.s2c(CALL).leaves_as(f"{SERVER}:20", "10.0.0.5:5000")
+
+
+def held_key(firewall) -> None:
+    """The flow itself has been installed meanwhile."""
+    firewall.decides(egress_zone=INSIDE, ingress=OUTSIDE, egress=INSIDE).s2c(CALL)
+
+
+def held_answer(firewall) -> None:
+    """A live session sends from where the answers would come from."""
+    firewall.decides(source=POOL, ports=(7000, 7000)).c2s(raw(Key("10.0.0.5", 5000, SERVER, 20, INSIDE)))
+
+
+def held_port(firewall) -> None:
+    """The only translated port is lent."""
+    firewall.decides(source="192.0.2.9", ports=(9000, 9000)).c2s(raw(Key("10.0.0.9", 5000, SERVER, 20, INSIDE)))
+
+
+@pytest.mark.parametrize(
+    ("by", "key", "error", "fields"),
+    [
+        (held_key, Key(SERVER, 20, POOL, 6000, OUTSIDE), lib.INSTALL_EXISTS, {}),
+        (held_answer, Key(SERVER, 20, "10.0.0.5", 5000, OUTSIDE), lib.INSTALL_CLASH, {"destination": None}),
+        (
+            held_port,
+            Key(SERVER, 20, POOL, 6000, OUTSIDE),
+            lib.INSTALL_NO_PORT,
+            {"source": "192.0.2.9", "ports": (9000, 9000)},
+        ),
+    ],
+)
+def test_what_cannot_become_a_flow_gives_its_slot_back(by, key, error, fields):
+    """It was expected, it came, and there is no way for it: nothing is left of it but a free slot."""
+    with Firewall(2) as firewall:
+        by(firewall)
+        session, generation = expected(firewall), firewall.session().generation
+        comes(firewall, session, generation, **fields)
+        first = ffi.new("struct flow_key *")
+        write_key(first, key)
+        assert firewall.install_key(first) == error
+        assert (firewall.state(session), firewall.stats()["predict"], firewall.stats()["allocated"]) == ("INIT", 0, 1)
+        firewall.wait(25)
+        assert firewall.expire() == []
+        assert fill(firewall.decides(), 1) == session
+        assert empty(firewall) == 2
+
+
+def test_a_full_table_expects_nothing_and_still_takes_what_it_has_expected():
+    """A PREDICT session has its slot already; a new one may take that of a DISCARD session."""
+    with Firewall(10) as firewall:
+        session, generation = expected(firewall), firewall.session().generation
+        firewall.decides()
+        fill(firewall, 8)
+        firewall.refuses()
+        fill(firewall, 1, 100)
+        assert expected(firewall) > 0
+        assert (firewall.stats()["discard"], firewall.stats()["predict"]) == (0, 2)
+        assert expected(firewall) == lib.INSTALL_FULL
+        assert firewall.counters()["session_alloc_failure"] == 1
+        comes(firewall, session, generation)
+        firewall.s2c(CALL).leaves_as(f"{SERVER}:20", "10.0.0.5:5000")
+        assert (firewall.installed, firewall.stats()["predict"], firewall.stats()["udp"]) == (session, 1, 9)
 
 
 # ---- filters ----

@@ -3,7 +3,9 @@
 import pytest
 
 from dataplane.ffi import lib
-from tests.talk import INSIDE, TCP, UDP, Connection, Firewall
+from tests.talk import INSIDE, OUTSIDE, TCP, UDP, Connection, Firewall
+
+SIGNATURES = {"MD5": [(19, bytes(16))], "AO": [(29, bytes(14))]}
 
 
 @pytest.fixture
@@ -602,6 +604,100 @@ def test_urgent_and_ecn_bits_do_not_matter(firewall):
     assert connection.c2s("A").left
     assert connection.c2s("PAU", b"x").left
     assert firewall.tcp_state() == "ESTABLISHED"
+
+
+# ---- what the receiver never sees, or does not believe ----
+
+
+def dying(connection, side: int, flags: str, payload: bytes = b"", **fields):
+    """A segment whose last hop is the firewall."""
+    packet = connection.segment(side, flags, payload, 0, **fields)
+    packet.ttl = 1
+    return packet
+
+
+@pytest.mark.parametrize("flags", ["R", "FA", "PA"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_segment_that_no_router_passes_on_changes_nothing(firewall, connection, side, flags):
+    """Its receiver does not get it, so the connection goes on (Ptacek and Newsham, 1998)."""
+    before = snapshot(firewall)
+    firewall.send(dying(connection, side, flags, b"text"), (INSIDE, OUTSIDE)[side]).passes()
+    after = snapshot(firewall)
+    for counts in ("packets", "bytes"):
+        assert after.pop(counts) != before.pop(counts)
+    assert after == before
+    connection.send(1 - side, "A", ack=connection.next[side] + 4).is_dropped("tcp_drop_out_of_wnd")
+
+
+def test_a_syn_that_no_router_passes_on_opens_nothing(firewall):
+    """Traceroute by TCP: what it installs waits for a SYN that lives."""
+    connection = Connection(firewall)
+    firewall.c2s(dying(connection, 0, "S")).passes()
+    assert (firewall.tcp_state(), firewall.timeout()) == ("NEW", 5)
+    connection.s2c("SA", ack=1001).is_dropped("tcp_drop_state")
+    connection.open()
+    assert firewall.tcp_state() == "ESTABLISHED"
+
+
+@pytest.mark.parametrize(
+    ("hops", "hook", "flags", "state"),
+    [
+        (1, lib.HOOK_FORWARD, 0, "TIME_WAIT"),
+        (1, lib.HOOK_PREROUTING, lib.FLAG_HOST, "TIME_WAIT"),
+        (2, lib.HOOK_PREROUTING, 0, "TIME_WAIT"),
+        (1, lib.HOOK_PREROUTING, 0, "ESTABLISHED"),
+        (0, lib.HOOK_PREROUTING, 0, "ESTABLISHED"),
+    ],
+)
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_last_hop_arrives_on_a_wire_and_at_the_host(firewall, family, hops, hook, flags, state):
+    """Nobody counts hops there; routed, two are enough."""
+    ends = {4: ("10.0.0.5:4000", "8.8.8.8:80"), 6: ("[fd00::5]:4000", "[2001:db8::8]:80")}[family]
+    connection = Connection(firewall.decides(flags=flags), *ends).open()
+    reset = connection.segment(0, "R", b"", 0)
+    setattr(reset, "ttl" if family == 4 else "hlim", hops)
+    firewall.c2s(reset, hook=hook).passes()
+    assert firewall.tcp_state() == state
+
+
+def signed(firewall, kind: str) -> Connection:
+    connection = Connection(firewall)
+    assert connection.c2s("S", options=SIGNATURES[kind]).left
+    assert connection.s2c("SA", options=SIGNATURES[kind]).left
+    assert connection.c2s("A", options=SIGNATURES[kind]).left
+    return connection
+
+
+@pytest.mark.parametrize("flags", ["R", "RA", "FA", "FPA"])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("kind", SIGNATURES)
+def test_who_signs_ignores_an_end_without_a_signature(firewall, kind, side, flags):
+    """RFC 2385 section 4.1, RFC 5925 section 7.7: it is delivered, and changes nothing."""
+    connection = signed(firewall, kind)
+    before = snapshot(firewall)
+    firewall.send(connection.segment(side, flags, b"", 0), (INSIDE, OUTSIDE)[side]).passes()
+    after = snapshot(firewall)
+    for counts in ("packets", "bytes"):
+        assert after.pop(counts) != before.pop(counts)
+    assert after == before
+    assert connection.send(1 - side, "PA", b"on", options=SIGNATURES[kind]).left
+
+
+@pytest.mark.parametrize("kind", SIGNATURES)
+def test_a_signed_connection_ends_by_signed_segments(firewall, kind):
+    """Signatures are not verified: the hosts do."""
+    connection = signed(firewall, kind)
+    connection.c2s("FA", options=SIGNATURES[kind])
+    assert firewall.tcp_state() == "HALF_CLOSED"
+    connection.s2c("R", options=SIGNATURES[kind])
+    assert firewall.tcp_state() == "TIME_WAIT"
+
+
+def test_a_signature_on_an_end_alone_means_nothing(firewall, connection):
+    """Whether a connection is signed is settled by its SYNs."""
+    connection.c2s("FA", options=SIGNATURES["MD5"])
+    connection.s2c("FA")
+    assert firewall.tcp_state() == "TIME_WAIT"
 
 
 # ---- timers follow the configuration ----

@@ -17,11 +17,12 @@ from dataplane.alg.base import CLIENT, MORE, SERVER, TCP, Control, Endpoint, Exp
 from dataplane.policy.objects import address_text
 
 MAX_LINE = 512  # bytes; a longer one is no announcement
+_FIRST = 5  # bytes that tell FTP from something else
 
 _SIX = rb"(\d{1,3}),(\d{1,3}),(\d{1,3}),(\d{1,3}),(\d{1,3}),(\d{1,3})"
 _PORT = re.compile(rb"PORT +" + _SIX + rb" *\r?\n", re.IGNORECASE)
 _EPRT = re.compile(rb"EPRT +(?P<d>[!-~])([12])(?P=d)([0-9A-Fa-f:.]{2,45})(?P=d)(\d{1,5})(?P=d) *\r?\n", re.IGNORECASE)
-_227 = re.compile(rb"227 [^\d\r\n]*?\(?" + _SIX + rb"\)?[^\r\n]*\r?\n")
+_227 = re.compile(rb"227 [^\d\r\n]*" + _SIX + rb"(?:[^\d\r\n][^\r\n]*)?\r?\n")
 _229 = re.compile(rb"229 [^\r\n(]*\((?P<d>[!-~])(?P=d)(?P=d)(\d{1,5})(?P=d)\)[^\r\n]*\r?\n")
 _GREETING = re.compile(rb"\d{3}[ -]")
 _COMMAND = re.compile(rb"[A-Za-z]{3,4}[ \r\n]")
@@ -45,13 +46,26 @@ class Ftp:
         if self._inside_line[side]:
             self._inside_line[side] = not end
             return Piece(end or len(data))
-        if not end and len(data) < MAX_LINE and _may_become(side, data):
+        if not end and self._may_matter(side, data):
             return MORE
         self._inside_line[side] = not end
         line = data[: end or len(data)]
+        self._begin(side, line)
+        return Piece(len(line), self._read(side, line, control) if 0 < end <= MAX_LINE and not self.done else None)
+
+    def _may_matter(self, side: int, data: bytes) -> bool:
+        """Whether the beginning of a line is too short to tell, or that of something we look for."""
+        if not self._spoken[side] and len(data) < _FIRST:
+            return True
+        return len(data) < MAX_LINE and _may_become(side, data)
+
+    def _begin(self, side: int, line: bytes) -> None:
         if not self._spoken[side]:
             self._first(side, line)
-        return Piece(len(line), self._read(side, line, control) if end and not self.done else None)
+        if side == CLIENT:
+            self._auth = line[:5].upper() == b"AUTH "
+        elif self._auth and line.startswith(b"234 "):
+            self.done = True
 
     def _first(self, side: int, line: bytes) -> None:
         """Both ends begin as FTP does, the server first, or this is something else."""
@@ -62,11 +76,7 @@ class Ftp:
 
     def _read(self, side: int, line: bytes, control: Control) -> bytes | None:
         if side == CLIENT:
-            self._auth = line[:5].upper() == b"AUTH "
             return self._port(line, control) or self._eprt(line, control)
-        if self._auth and line.startswith(b"234 "):
-            self.done = True
-            return None
         if not self._spoken[CLIENT]:
             return None
         return self._227(line, control) or self._229(line, control)
@@ -80,7 +90,7 @@ class Ftp:
 
     def _eprt(self, line: bytes, control: Control) -> bytes | None:
         match = _EPRT.fullmatch(line)
-        seen = _expect(CLIENT, _named(match) if match else None, control)
+        seen = _expect(CLIENT, _named(match, control) if match else None, control)
         if match is None or seen is None:
             return None
         mark = match["d"]
@@ -111,8 +121,12 @@ def _may_become(side: int, data: bytes) -> bool:
 
 
 def _expect(side: int, announced: Endpoint | None, control: Control) -> Endpoint | None:
-    """Only for the announcer's own address; None where nothing was announced, nothing opened, or nothing changes."""
-    if announced is None or announced.address != control.own(side).address or announced.port > 0xFFFF:
+    """Only for the announcer's own address, which a server behind translation may give as the outside knows it.
+
+    None where nothing was announced, nothing opened, or nothing changes.
+    """
+    own = {control.own(side).address} | ({control.seen(side).address} if side == SERVER else set())
+    if announced is None or announced.address not in own or announced.port > 0xFFFF:
         return None
     seen = control.expect(Expected(side, TCP, announced.port, ("ftp-data",)))
     return None if seen == announced else seen
@@ -131,10 +145,13 @@ def _six_text(endpoint: Endpoint) -> bytes:
     ).encode()
 
 
-def _named(match: re.Match[bytes]) -> Endpoint | None:
+def _named(match: re.Match[bytes], control: Control) -> Endpoint | None:
+    """Nothing for the family that the control connection is not of."""
+    if match[2] != (b"1" if control.ipv4 else b"2"):
+        return None
     text = match[3].decode()
     try:
-        address = _MAPPED | int(IPv4Address(text)) if match[2] == b"1" else int(IPv6Address(text))
+        address = _MAPPED | int(IPv4Address(text)) if control.ipv4 else int(IPv6Address(text))
     except AddressValueError:
         return None
     return Endpoint(address, int(match[4]))
