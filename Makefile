@@ -1,6 +1,7 @@
 # Everything that is done with this repository; `make` alone lists it.
 
 PYTHON ?= python3
+JOBS   ?= 2
 VENV   := .venv
 PY     := $(VENV)/bin/python
 ARGS   ?=
@@ -18,6 +19,10 @@ PYTHON_PACKAGES = $(shell $(PYTHON) -c '$(PYTHON_PROBE)' 2>/dev/null || echo pyt
 C_FILES := $(filter-out %.bpf.c,$(wildcard cext/*.c))
 INPUTS  := $(C_FILES) $(wildcard cext/*.h cext/build_*.py)
 C_TESTS := $(wildcard $(C_FILES:cext/%.c=tests/test_%.py) tests/test_mss.py tests/test_fuzz_*.py)
+
+# Labs of two processes do not know of each other; a file's tests share a firewall, so they stay together. -n0 in ARGS: one
+# process, as a debugger needs it.
+SPREAD := -n $(JOBS) --dist loadfile
 
 # What `make fuzz` stops at, whichever comes first; FUZZ_LOOP: all but the two files that talk to the kernel. The harness
 # itself is not traced: its checks would take a third of the time.
@@ -38,7 +43,7 @@ demo: build $(VENV)/.test-packages ## run the firewall between a client and a se
 	@$(PY) -m tests.lab.demo $(ARGS)
 
 test: build $(VENV)/.test-packages ## the whole suite, network namespaces included when root; ARGS go to pytest
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(SPREAD) $(ARGS)
 	@$(MAKE) --no-print-directory asan
 
 # No ASLR where that may be asked for: the shadow memory of these sanitizers does not fit every random layout.
@@ -50,7 +55,7 @@ sanitized = $(shell setarch -R true 2>/dev/null && echo setarch -R) env LD_PRELO
 
 asan: build ## the tests of the C files against an extension built with AddressSanitizer and UBSan
 	DATAPLANE_SANITIZE=address,undefined $(PY) cext/build_ffi.py build/asan
-	$(call sanitized,libasan.so,build/asan) $(C_TESTS)
+	$(call sanitized,libasan.so,build/asan) $(SPREAD) $(C_TESTS)
 
 tsan: build ## the tests marked `stress` against an extension built with ThreadSanitizer
 	DATAPLANE_SANITIZE=thread $(PY) cext/build_ffi.py build/tsan

@@ -123,7 +123,7 @@ class Commands:
             yield {
                 "application": name,
                 "enabled": written.enabled,
-                "ports": [port for proto, port, _ in application.ports if (name, proto) in READERS],
+                "ports": sorted({port for proto, port, _ in application.ports if (name, proto) in READERS}),
                 "sessions": sessions[row],
                 "predictions": waiting[row],
             }

@@ -237,6 +237,8 @@ class Inspection:
             if data:  # which would have to be read before the server has agreed to talk
                 conversation.end()
             return Reading()
+        if not data and not flags & FIN:
+            return Reading()  # before its SYN a side may answer in the numbers of an older connection (RFC 5961, 4.2)
         before = stream.held
         onward = stream.take(seq, data, bool(flags & FIN))
         self._hold(stream.held - before)
@@ -466,11 +468,17 @@ class Inspection:
     # ---- matching ----
 
     def match(self, key: FlowKey) -> Match | None:
-        """None: nobody has announced this flow."""
+        """None: nobody has announced this flow. What it holds is held until installed() or failed()."""
         prediction = self.predictions.match(key)
         if prediction is None:
             return None
+        with self._lock:
+            return self._match(prediction, key)
+
+    def _match(self, prediction: Prediction, key: FlowKey) -> Match | None:
         decision, leases = prediction.decision, [lease for lease in (prediction.lease,) if lease is not None]
+        if not all(lease.holders for lease in leases):
+            return None  # one that may be called again has ended just now
         if not prediction.again:
             decision = decision._replace(predicted=(prediction.id, prediction.generation))
         translation = decision.translation
@@ -478,6 +486,8 @@ class Inspection:
         if translation is not None and own is not None and own.address == translation.source:
             decision = decision._replace(translation=translation._replace(ports=None, source_port=own.port))
             leases.append(own)
+        for lease in leases:
+            lease.holders += 1
         return Match(prediction, decision, tuple(leases))
 
     def _announced_by_caller(self, prediction: Prediction, key: FlowKey) -> Lease | None:
@@ -492,14 +502,15 @@ class Inspection:
         if not match.leases:
             return
         with self._lock:
-            for lease in match.leases:
-                lease.holders += 1
             if not match.prediction.again and match.prediction.lease is not None:
                 self._release(match.prediction.lease)
             self._lent[session_id] = match.leases
 
     def failed(self, match: Match) -> None:
         """Its session could not be made; the prediction is used up all the same."""
+        with self._lock:
+            for lease in match.leases:
+                self._release(lease)
         if not match.prediction.again:
             self._end(match.prediction)
 

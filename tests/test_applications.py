@@ -110,3 +110,10 @@ def test_an_application_is_allowed_on_its_default_ports_only():
     assert not dns.is_default_port(UDP, 5353)
     assert BUILT_IN["ping"].is_default_port(ICMPV6, 0)
     assert not BUILT_IN["unknown-tcp"].is_default_port(TCP, 1234)
+
+
+def test_a_call_outlives_the_silence_of_its_signalling():
+    """Over UDP as over TCP: what was opened for it would end with it. A timer of one's own still counts."""
+    assert policy().timeouts("sip", UDP).idle == 3600
+    assert policy("applications: {sip: {default-ports: [udp/5070]}}").timeouts("sip", UDP).idle == 3600
+    assert policy("applications: {sip: {timeout: 60}}").timeouts("sip", UDP).idle == 60

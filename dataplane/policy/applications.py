@@ -2,7 +2,9 @@
 
 The name of a session follows from its protocol and destination port alone. Configured applications come before
 built-in ones; a port that belongs to none is `unknown-tcp` or `unknown-udp`, a protocol without ports goes by its own
-name. Palo Alto publishes no table of timers per application, so the built-in ones keep those of their protocol.
+name. Palo Alto publishes no table of timers per application, so the built-in ones keep those of their protocol, but for
+calls that are signalled over UDP: between setting up and hanging up nothing is said, and what was opened for a call ends
+with its signalling.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,6 +15,7 @@ from dataplane.policy.objects import LAST_PORT, PortRange, parse_default_port
 
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 PREDICT_TIMEOUT = 60  # seconds; PAN-OS shows it for ftp-data
+SIGNALLING_TIMEOUT = 3600  # seconds, as over TCP
 MEDIA_PREDICT_TIMEOUT = 180  # a telephone may ring for that long
 ECHO_PROTOCOLS = (ICMP, ICMPV6)
 
@@ -146,6 +149,8 @@ def _built_in() -> dict[str, Application]:
         if proto not in (TCP, UDP):
             table[name] = Application(name, ((proto, 0, LAST_PORT),))
     table["ping"] = Application("ping", tuple((proto, 0, LAST_PORT) for proto in ECHO_PROTOCOLS))
+    for name in ("sip", "mgcp"):
+        table[name] = replace(table[name], udp_timeout=SIGNALLING_TIMEOUT)
     for name in ("rtp", "rtcp"):
         table[name] = replace(table[name], predict_timeout=MEDIA_PREDICT_TIMEOUT)
     return table | {name: Application(name) for name in ("unknown-tcp", "unknown-udp", "unknown-p2p")}
@@ -198,16 +203,17 @@ def _on_alg_ports(known: Mapping[str, Application], alg: AlgSettings) -> dict[st
 
 
 def _configured(name: str, written: CustomApplication) -> Application:
-    ports = BUILT_IN[name].ports if name in BUILT_IN else ()
+    base = BUILT_IN.get(name, Application(name))
+    ports = base.ports
     if written.default_ports is not None:
         ports = tuple(parse_default_port(text) for text in written.default_ports)
     return replace(
-        Application(name, ports),
+        base,
+        ports=ports,
         timeout=written.timeout,
         tcp_timeout=written.tcp_timeout,
-        udp_timeout=written.udp_timeout,
+        udp_timeout=written.udp_timeout or (0 if written.timeout else base.udp_timeout),
         tcp_half_closed_timeout=written.tcp_half_closed_timeout or 0,
         tcp_time_wait_timeout=written.tcp_time_wait_timeout or 0,
-        predict_timeout=written.predict_timeout
-        or (BUILT_IN[name].predict_timeout if name in BUILT_IN else PREDICT_TIMEOUT),
+        predict_timeout=written.predict_timeout or base.predict_timeout,
     )
