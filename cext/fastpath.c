@@ -56,13 +56,22 @@ static struct session *find_call(const struct packet *pkt, const struct burst *b
 	return table_lookup(b->table, &key, dir);
 }
 
+/* Whether a packet of a call without a session may be the first of one that was announced: then Python is asked. */
+static bool may_be_announced(const struct packet *pkt, const struct burst *b)
+{
+	return b->table->settings.calls_announced && !(pkt->mark & MARK_SEEN) &&
+	       __atomic_load_n(&b->table->count[COUNT_PREDICT], __ATOMIC_RELAXED);
+}
+
 /* The session that claims a packet, locked.  A packet of a PPTP call belongs to that call if it was announced, else to
  * whatever GRE its two hosts exchange. */
 static struct session *find(const struct packet *pkt, const struct burst *b, int *dir)
 {
 	struct session *s = pkt->call ? find_call(pkt, b, dir) : NULL;
 
-	return s ? s : table_lookup(b->table, &pkt->key, dir);
+	if (s || (pkt->call && may_be_announced(pkt, b)))
+		return s;
+	return table_lookup(b->table, &pkt->key, dir);
 }
 
 /* The session whose packet an error quotes, locked, and the direction in which the error travels.  The quoted packet left

@@ -176,6 +176,7 @@ struct settings {
 	uint32_t reject_non_syn;
 	uint32_t aging_threshold;    /* percent of the table; 0: accelerated aging is off */
 	uint32_t aging_factor;
+	uint32_t calls_announced;    /* 1: PPTP calls may be predicted, beside other GRE between the same hosts */
 	uint32_t drop_oversize;      /* 1: what is too large for inspection is dropped, not passed on unseen */
 	uint8_t  reset_non_syn[MAX_ZONE_IDS];   /* by zone: what no session claims and begins none is answered by a RST */
 };

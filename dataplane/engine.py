@@ -221,6 +221,7 @@ class Engine:
             aging.scaling_factor,
             self.policy.reset_non_syn,
             self.config.settings.alg.oversize == "drop",
+            self.config.settings.alg.pptp.enabled,
         )
         self.quotas.limit(session.max_per_source, self.config.settings.nat.max_ports_per_source)
         self.names.set_zones(self.policy.zone_ids)

@@ -333,8 +333,7 @@ class Inspection:
 
     def _lives(self, conversation: Conversation) -> bool:
         """Nobody waits for the children of a session that has ended meanwhile."""
-        session = self._table.read(conversation.session.id)
-        if session is not None and session.generation == conversation.session.generation and session.state == "ACTIVE":
+        if self._is_alive(conversation.session.id, conversation.session.generation):
             return True
         for prediction in self._waiting(conversation):
             self._unexpect(prediction.id)
@@ -392,23 +391,29 @@ class Inspection:
     def _predict(self, conversation: Conversation, expected: Expected, step: int, outside: int) -> bool:
         application = expected.applications[step]
         name = (expected.side, expected.proto, expected.port + step)
-        if any(p.announced == name and p.application == application for p in self._waiting(conversation)):
-            return True
+        for waiting in self._waiting(conversation):
+            if waiting.announced == name and waiting.application == application:
+                if waiting.key.dport == outside:
+                    return True
+                self.close(conversation, name)
         key, back = conversation.keys(expected, expected.port + step, outside)
         decision = self._decision(conversation, expected, application, key, back)
         if len(self.predictions) >= max(self._table.max_sessions // 10, 64):
             self._table.count(lib.SESSION_PREDICT_LIMIT)
             return False
-        waiting = decision._replace(rule=self.surroundings.no_rule, log_end=False)
+        unruled = decision._replace(rule=self.surroundings.no_rule, log_end=False)
         try:
-            session = self._table.predict(key, back, waiting, self.surroundings.predict_timeouts[application])
+            session = self._table.predict(key, back, unruled, self.surroundings.predict_timeouts[application])
         except InstallError:
             return False
         lease = conversation.leases.get(name)
         if lease is not None:
             with self._lock:
                 lease.holders += 1
-        made = Prediction(*session, conversation.session.id, key, decision, application, expected.again, lease, name)
+        parent = conversation.session
+        made = Prediction(
+            *session, parent.id, parent.generation, key, decision, application, expected.again, lease, name
+        )
         for gone in self.predictions.add(made):
             self._table.count(lib.SESSION_PREDICT_LIMIT)
             self._end(gone)
@@ -456,6 +461,10 @@ class Inspection:
     def _range(self, conversation: Conversation) -> tuple[int, int]:
         return self.surroundings.port_range(conversation.session.nat_rule)
 
+    def _is_alive(self, session_id: int, generation: int) -> bool:
+        session = self._table.read(session_id)
+        return session is not None and session.generation == generation and session.state == "ACTIVE"
+
     def _waiting(self, conversation: Conversation) -> list[Prediction]:
         return self.predictions.of_parent(conversation.session.id)
 
@@ -471,6 +480,14 @@ class Inspection:
         """None: nobody has announced this flow. What it holds is held until installed() or failed()."""
         prediction = self.predictions.match(key)
         if prediction is None:
+            return None
+        if not (
+            self._is_alive(prediction.id, prediction.generation)
+            and self._is_alive(prediction.parent, prediction.parent_generation)
+        ):  # the ager has not told yet
+            self._unexpect(prediction.id)
+            if not prediction.again:
+                self._end(prediction)
             return None
         with self._lock:
             return self._match(prediction, key)

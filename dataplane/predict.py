@@ -36,6 +36,7 @@ class Prediction:
     id: int
     generation: int
     parent: int
+    parent_generation: int
     key: FlowKey
     decision: Decision
     application: str

@@ -87,13 +87,14 @@ class SessionTable:
         aging_factor: int,
         reset_non_syn: Sequence[bool] = (),
         drop_oversize: bool = False,
+        calls_announced: bool = False,
     ) -> None:
         """aging_threshold: percent of the table at which timers are divided by the factor; 0 switches that off.
 
         reset_non_syn: by zone id, whether TCP that belongs to no session and begins none is answered by a RST.
-        drop_oversize: what is too large to be read is dropped.
+        drop_oversize: what is too large to be read is dropped. calls_announced: PPTP calls may be predicted.
         """
-        settings = [reject_non_syn, aging_threshold, aging_factor, drop_oversize, list(reset_non_syn)]
+        settings = [reject_non_syn, aging_threshold, aging_factor, calls_announced, drop_oversize, list(reset_non_syn)]
         lib.table_set_settings(self.pointer, ffi.new("struct settings *", settings))
 
     def set_timers(self, application: int, seconds: Mapping[str, int]) -> None:

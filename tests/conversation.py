@@ -5,15 +5,24 @@ server 10.2.0.2:PORT   ->  seen as 10.9.9.9:PORT      port p the outside port p 
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 from dataplane.alg.base import CLIENT, GRE, LEAST_PORT, SERVER, Alg, Endpoint, Expected
-from dataplane.policy.objects import parse_address
+from dataplane.policy.objects import LAST_PORT, parse_address
 
 SHIFT = 10000
+Name = tuple[int, int, int]
+"""Side, protocol and port."""
 
 
 def address(text: str) -> int:
     return parse_address(text)[0][0]
+
+
+def pieces(stream: bytes, cuts: Iterable[int]) -> list[bytes]:
+    """The stream in segments that end at these places; those behind its end are its end."""
+    bounds = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    return [stream[a:b] for a, b in pairwise(bounds) if a < b]
 
 
 class Talk:
@@ -35,7 +44,8 @@ class Talk:
         self.ipv4 = ipv4
         self.translated = snat or dnat
         self.expected: list[Expected] = []
-        self.forgotten: list[tuple[int, int, int]] = []
+        self.forgotten: list[Name] = []
+        self._open: set[Name] = set()
         self._refuse = refuse
         self._shifted = (snat, dnat)
         self._waiting = [b"", b""]
@@ -55,16 +65,20 @@ class Talk:
         return self._seen[side]
 
     def expect(self, expected: Expected) -> Endpoint | None:
-        if self._refuse or (expected.proto != GRE and expected.port < LEAST_PORT):
+        least = 0 if expected.proto == GRE else LEAST_PORT
+        if self._refuse or not least <= expected.port <= LAST_PORT + 1 - len(expected.applications):
             return None
+        self._open |= _names(expected)
         if expected not in self.expected:
             self.expected.append(expected)
         port = expected.port + SHIFT * self._shifted[expected.side]
         return Endpoint(self._seen[expected.side].address, port & 0xFFFF)
 
     def forget(self, side: int, proto: int, port: int) -> None:
+        """What was announced together goes with the last of its ports."""
         self.forgotten.append((side, proto, port))
-        self.expected = [e for e in self.expected if (e.side, e.proto, e.port) != (side, proto, port)]
+        self._open.discard((side, proto, port))
+        self.expected = [e for e in self.expected if self._open & _names(e)]
 
     def say(self, side: int, *segments: bytes) -> bytes:
         """What the other side reads when this side sends these segments of its stream; what waits is left out."""
@@ -90,3 +104,8 @@ class Talk:
                     break
                 yield self._waiting[side][: piece.taken] if piece.payload is None else piece.payload
                 self._waiting[side] = self._waiting[side][piece.taken :]
+
+
+def _names(expected: Expected) -> set[Name]:
+    ports = range(expected.port, expected.port + len(expected.applications))
+    return {(expected.side, expected.proto, port) for port in ports}

@@ -257,7 +257,9 @@ class Firewall:
     ) -> None:
         """reset_non_syn: zones."""
         by_zone = [zone in reset_non_syn for zone in range(lib.MAX_ZONE_IDS)]
-        settings = ffi.new("struct settings *", [reject_non_syn, aging_threshold, aging_factor, drop_oversize, by_zone])
+        settings = ffi.new(
+            "struct settings *", [reject_non_syn, aging_threshold, aging_factor, 1, drop_oversize, by_zone]
+        )
         lib.table_set_settings(self.table, settings)
 
     def clamp(self, clamps: Mapping[int, int]) -> None:

@@ -1,14 +1,12 @@
 """The IRC gateway: what two clients agree on by DCC."""
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane.alg.base import CLIENT, SERVER, TCP, Expected
 from dataplane.alg.irc import MAX_LINE, MAX_PORTS, Irc
-from tests.conversation import Talk
+from tests.conversation import Talk, pieces
 
 LOGIN = b"NICK alice\r\nUSER alice 0 * :Alice\r\n"
 WELCOME = b":irc.example 001 alice :Welcome\r\n"
@@ -242,8 +240,3 @@ def test_no_split_matters(cuts, server_cuts):
     answer = WELCOME + TO_CLIENT % (b"RESUME", b"15002")
     assert talk.say(SERVER, *pieces(answer, server_cuts)) == WELCOME + TO_CLIENT % (b"RESUME", b"5002")
     assert [e.port for e in talk.expected] == [5000, 5002]
-
-
-def pieces(stream, cuts):
-    bounds = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    return [stream[a:b] for a, b in pairwise(bounds) if a < b]

@@ -1,7 +1,5 @@
 """The MSRPC gateway: ports that an endpoint mapper tells; scapy writes the messages, in every representation."""
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +22,7 @@ from scapy.layers.msrpce.raw.ept import ept_map_Response, twr_p_t
 
 from dataplane.alg.base import CLIENT, SERVER, TCP, Expected
 from dataplane.alg.msrpc import ENDPOINT_MAPPER, MAX_KEPT, MAX_MESSAGE, NDR, NDR64, Msrpc
-from tests.conversation import Talk
+from tests.conversation import Talk, pieces
 
 SERVER_OWN, OUTSIDE, OTHER, ANY = "10.2.0.2", "10.9.9.9", "10.2.0.99", "0.0.0.0"
 ACTIVATOR = "000001a0-0000-0000-c000-000000000046"
@@ -357,8 +355,3 @@ def test_no_wrong_byte_does_harm(changes):
     read = [talk.say(side, bytes(text)) for (side, _, _), text in zip(CONVERSATION, said, strict=True)]
     assert sum(map(len, read)) <= sum(map(len, said))
     assert len(talk.expected) <= 2
-
-
-def pieces(stream, cuts):
-    bounds = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
-    return [stream[a:b] for a, b in pairwise(bounds)]

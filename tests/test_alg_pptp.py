@@ -1,7 +1,5 @@
 """The PPTP gateway: call ids, of which each side has its own; scapy writes the messages and reads them again."""
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +22,7 @@ from scapy.layers.pptp import (
 
 from dataplane.alg.base import CLIENT, GRE, SERVER, Expected
 from dataplane.alg.pptp import MAX_CALLS, Pptp
-from tests.conversation import Talk
+from tests.conversation import Talk, pieces
 
 START = bytes(PPTPStartControlConnectionRequest())
 STARTED = bytes(PPTPStartControlConnectionReply())
@@ -287,8 +285,3 @@ def test_no_wrong_byte_does_harm(changes):
     read = [talk.say(side, bytes(message)) for (side, _, _), message in zip(CONVERSATION, said, strict=True)]
     assert sum(map(len, read)) <= sum(map(len, said))
     assert len(talk.expected) <= 6
-
-
-def pieces(stream, cuts):
-    bounds = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
-    return [stream[a:b] for a, b in pairwise(bounds)]

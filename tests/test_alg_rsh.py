@@ -1,14 +1,12 @@
 """The RSH gateway: a port in front of a NUL, said once."""
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane.alg.base import CLIENT, SERVER, TCP, Expected
 from dataplane.alg.rsh import Rsh
-from tests.conversation import Talk
+from tests.conversation import Talk, pieces
 
 COMMAND = b"alice\0bob\0uptime\0"
 
@@ -88,8 +86,6 @@ def test_no_bytes_do_harm(segments):
 def test_no_split_matters(cuts):
     """The same text and the same way, wherever segments end."""
     stream = b"5000\0" + COMMAND
-    bounds = [0, *sorted(cuts), len(stream)]
     talk = Talk(Rsh(), 514, snat=True)
-    segments = [stream[a:b] for a, b in pairwise(bounds) if a < b]
-    assert talk.say(CLIENT, *segments) == b"15000\0" + COMMAND
+    assert talk.say(CLIENT, *pieces(stream, cuts)) == b"15000\0" + COMMAND
     assert len(talk.expected) == 1

@@ -1,14 +1,12 @@
 """The RTSP gateway: the ports of streams, in what the client asks for and in what the server grants."""
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane.alg.base import CLIENT, SERVER, UDP, Expected
 from dataplane.alg.rtsp import MAX_HEAD, MAX_REMEMBERED, MAX_TRANSPORTS, Rtsp
-from tests.conversation import Talk
+from tests.conversation import Talk, pieces
 
 PAIR = ("rtp", "rtcp")
 OPTIONS = b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n"
@@ -320,8 +318,3 @@ def test_no_split_matters(client_cuts, server_cuts):
         PUBLIC + granted(answer % (b"5000-5001", b"16970-16971")) + b"$\1\0\3abc"
     )
     assert talk.expected == [Expected(CLIENT, UDP, 5000, PAIR), Expected(SERVER, UDP, 6970, PAIR)]
-
-
-def pieces(stream, cuts):
-    bounds = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    return [stream[a:b] for a, b in pairwise(bounds) if a < b]

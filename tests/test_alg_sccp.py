@@ -1,7 +1,6 @@
 """The Skinny gateway: where a phone receives the voice of its calls."""
 
 import struct
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 
 from dataplane.alg.base import CLIENT, SERVER, UDP, Expected
 from dataplane.alg.sccp import MAX_CHANNELS, Sccp
-from tests.conversation import Talk, address
+from tests.conversation import Talk, address, pieces
 
 PHONE, OUTSIDE, OTHER = "10.1.0.2", "10.2.0.1", "10.1.0.99"
 PHONE6, OUTSIDE6 = "fd00:1::2", "fd00:2::1"
@@ -251,8 +250,3 @@ def test_no_wrong_byte_does_harm(changes):
     read = [talk.say(side, bytes(text)) for (side, _, _), text in zip(CONVERSATION, said, strict=True)]
     assert sum(map(len, read)) <= sum(map(len, said))
     assert len(talk.expected) <= 2
-
-
-def pieces(stream, cuts):
-    bounds = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
-    return [stream[a:b] for a, b in pairwise(bounds)]

@@ -1,14 +1,12 @@
 """The TNS gateway: where a listener of Oracle sends its client on."""
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane.alg.base import CLIENT, SERVER, TCP, Expected
 from dataplane.alg.tns import MAX_PACKET, Tns
-from tests.conversation import Talk
+from tests.conversation import Talk, pieces
 
 SERVER_OWN, OUTSIDE, OTHER = b"10.2.0.2", b"10.9.9.9", b"10.2.0.99"
 DATABASE = b"(DESCRIPTION=(CONNECT_DATA=(SERVICE_NAME=orcl))(ADDRESS=(PROTOCOL=tcp)(HOST=10.2.0.2)(PORT=1600)))"
@@ -252,8 +250,3 @@ def test_no_wrong_byte_does_harm(changes):
     for (side, _, _), text in zip(CONVERSATION, said, strict=True):
         talk.say(side, bytes(text))
     assert len(talk.expected) <= 2
-
-
-def pieces(stream, cuts):
-    bounds = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
-    return [stream[a:b] for a, b in pairwise(bounds)]

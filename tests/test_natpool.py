@@ -153,7 +153,7 @@ def test_a_nearly_full_range_is_not_lent_in_an_order_either(firewall):
     firewall.decides(source=POOL, ports=(1024, 1024 + 1023))
     ports = ports_lent(firewall, 1024)
     steps = [b - a for a, b in pairwise(ports[-200:])]
-    assert sum(0 < step <= 2 for step in steps) < 40
+    assert sum(0 < step <= 2 for step in steps) < 80  # of 199; 28 on average, and 8 of deviation
 
 
 def test_two_virtual_addresses_onto_one_server(firewall):

@@ -19,7 +19,7 @@ IDS = count(1)
 def expected(src=SERVER, sport=20, *, parent=PARENT, again=False, **other):
     """A prediction; 0 for what is not known."""
     key = FIRST._replace(src=src, sport=sport, **other)
-    return Prediction(next(IDS), 1, parent, key, DECISION, "ftp-data", again)
+    return Prediction(next(IDS), 1, parent, 1, key, DECISION, "ftp-data", again)
 
 
 def holding(*predictions):

@@ -24,6 +24,10 @@ def _sip(settings: AlgSettings) -> Factory:
     return partial(sip.Sip, sip.Options(rewrite=settings.sip.rewrite, anyone=settings.sip.media_from == "any"))
 
 
+def _mgcp(settings: AlgSettings) -> Factory:
+    return partial(mgcp.Mgcp, mgcp.Options(anyone=settings.mgcp.media_from == "any"))
+
+
 READERS: Mapping[tuple[str, int], Callable[[AlgSettings], Factory]] = {
     ("ftp", TCP): lambda _: Ftp,
     ("tftp", UDP): lambda _: Tftp,
@@ -33,7 +37,7 @@ READERS: Mapping[tuple[str, int], Callable[[AlgSettings], Factory]] = {
     ("pptp", TCP): lambda _: Pptp,
     ("h.323", TCP): lambda _: H225,
     ("h.245", TCP): lambda _: H245,
-    ("mgcp", UDP): lambda _: mgcp.Mgcp,
+    ("mgcp", UDP): _mgcp,
     ("rsh", TCP): lambda _: Rsh,
     ("sccp", TCP): lambda _: Sccp,
     ("oracle", TCP): lambda _: Tns,

@@ -25,7 +25,8 @@ _EPRT = re.compile(rb"EPRT +(?P<d>[!-~])([12])(?P=d)([0-9A-Fa-f:.]{2,45})(?P=d)(
 _227 = re.compile(rb"227 [^\d\r\n]*" + _SIX + rb"(?:[^\d\r\n][^\r\n]*)?\r?\n")
 _229 = re.compile(rb"229 [^\r\n(]*\((?P<d>[!-~])(?P=d)(?P=d)(\d{1,5})(?P=d)\)[^\r\n]*\r?\n")
 _GREETING = re.compile(rb"\d{3}[ -]")
-_COMMAND = re.compile(rb"[A-Za-z]{3,4}[ \r\n]")
+# What a client begins with: every other word may be a page that a browser was made to post (NAT slipstreaming).
+_COMMAND = re.compile(rb"(?:USER|AUTH|FEAT|HOST|CLNT|OPTS|LANG|HELP|SYST|STAT|NOOP|QUIT)[ \r\n]", re.IGNORECASE)
 _MAPPED = 0xFFFF << 32
 _BEGINNINGS = ((b"PORT ", b"EPRT ", b"AUTH "), (b"227 ", b"229 ", b"234 "))
 

@@ -30,6 +30,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from dataplane.alg.base import CLIENT, MORE, SERVER, TCP, UDP, Control, Endpoint, Expected, Piece
+from dataplane.alg.text import remember
 
 MAX_MESSAGE = 4096  # bytes with the TPKT header
 MAX_NESTED = 32  # messages inside one message
@@ -152,14 +153,8 @@ class _Channels:
             return {}
         ports = range(expected.port, expected.port + len(expected.applications))
         for port in ports:
-            self._remember(_Flow(expected.side, expected.proto, port), channel)
+            remember(self._opened, _Flow(expected.side, expected.proto, port), channel, MAX_FLOWS)
         return {port: Endpoint(seen.address, seen.port + i) for i, port in enumerate(ports)}
-
-    def _remember(self, flow: _Flow, channel: _Channel) -> None:
-        self._opened.pop(flow, None)
-        if len(self._opened) >= MAX_FLOWS:
-            del self._opened[next(iter(self._opened))]
-        self._opened[flow] = channel
 
     def close(self, turn: _Turn, channel: _Channel | None = None) -> None:
         """All of a call, or one channel of it."""

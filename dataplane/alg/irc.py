@@ -20,7 +20,7 @@ Not done: a client's command behind message tags or a prefix, which it has no ne
 import re
 
 from dataplane.alg.base import CLIENT, MORE, SERVER, TCP, Control, Endpoint, Expected, Piece
-from dataplane.alg.sdp import literal
+from dataplane.alg.text import literal, remember, spliced
 from dataplane.policy.objects import IPV4, LAST_PORT, address_text, is_ipv4
 
 MAX_LINE = 512  # bytes; a longer one is no announcement
@@ -95,15 +95,8 @@ class Irc:
         seen = control.expect(Expected(CLIENT, TCP, announced.port, ("irc-dcc",), anyone=True))
         if seen is None or seen == announced:
             return None
-        self._remember(announced.port, seen.port)
-        text = _address_word(seen.address) + line[match.end(1) : match.start(2)] + str(seen.port).encode()
-        return line[: match.start(1)] + text + line[match.end(2) :]
-
-    def _remember(self, own: int, seen: int) -> None:
-        self._ports.pop(own, None)
-        self._ports[own] = seen
-        if len(self._ports) > MAX_PORTS:
-            del self._ports[next(iter(self._ports))]
+        remember(self._ports, announced.port, seen.port, MAX_PORTS)
+        return spliced(line, {match.span(1): _address_word(seen.address), match.span(2): str(seen.port).encode()})
 
 
 def _mapped(pattern: re.Pattern[bytes], line: bytes, ports: dict[int, int]) -> bytes | None:
@@ -111,7 +104,7 @@ def _mapped(pattern: re.Pattern[bytes], line: bytes, ports: dict[int, int]) -> b
     match = pattern.fullmatch(line) if ports else None
     if match is None or int(match[1]) not in ports:
         return None
-    return line[: match.start(1)] + str(ports[int(match[1])]).encode() + line[match.end(1) :]
+    return spliced(line, {match.span(1): str(ports[int(match[1])]).encode()})
 
 
 def _address(word: bytes) -> int | None:

@@ -20,18 +20,16 @@ Not done: gateways of several addresses; the two descriptions in the answer to a
 
 import re
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from dataplane.alg.base import CLIENT, UDP, Control, Piece
-from dataplane.alg.sdp import Edits, literal, open_media
+from dataplane.alg.sdp import open_media
+from dataplane.alg.text import Edits, literal, remember, spliced
 from dataplane.policy.objects import address_text
 
 MAX_MESSAGES = 16  # of a datagram that are read
 MAX_NAMES = 32  # of a message that are read
 MAX_REMEMBERED = 64  # commands of a side, and ports; the oldest goes
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 _COMMAND = re.compile(
     rb"([A-Z0-9]{4})[ \t]+(\d{1,9})[ \t]+([^\s@]{1,255})(?:@\S{1,255})?[ \t]+MGCP[ \t]+1\.0[^\r\n]*\r?\n", re.IGNORECASE
@@ -99,8 +97,8 @@ class Mgcp:
             return message
         edits = _renamed(side, head, control) if control.translated else {}
         if not leg or not blank:
-            return _spliced(message, edits)
-        return _spliced(message[: blank.end()], edits) + self._describe(side, message[blank.end() :], leg, control)
+            return spliced(message, edits)
+        return spliced(message[: blank.end()], edits) + self._describe(side, message[blank.end() :], leg, control)
 
     def _command(self, side: int, command: re.Match[bytes], head: bytes, control: Control) -> Leg | None:
         """The connection whose SDP may follow."""
@@ -110,7 +108,7 @@ class Mgcp:
             self._delete(leg, control)
         if verb not in (b"CRCX", b"MDCX"):
             return None
-        _remember(self._asked[side], command[2], leg)
+        remember(self._asked[side], command[2], leg, MAX_REMEMBERED)
         return leg
 
     def _answer(self, side: int, answer: re.Match[bytes], head: bytes) -> Leg | None:
@@ -129,8 +127,8 @@ class Mgcp:
     def _describe(self, side: int, body: bytes, leg: Leg, control: Control) -> bytes:
         media = open_media(body, side, control, anyone=self._options.anyone)
         for port in media.ports:
-            _remember(self._ports, (side, port), leg)
-        return _spliced(body, media.edits)
+            remember(self._ports, (side, port), leg, MAX_REMEMBERED)
+        return spliced(body, media.edits)
 
 
 def _renamed(side: int, head: bytes, control: Control) -> Edits:
@@ -150,19 +148,6 @@ def _renamed(side: int, head: bytes, control: Control) -> Edits:
     return edits
 
 
-def _spliced(data: bytes, edits: Edits) -> bytes:
-    for (start, end), text in sorted(edits.items(), reverse=True):
-        data = data[:start] + text + data[end:]
-    return data
-
-
 def _word(pattern: re.Pattern[bytes], head: bytes) -> bytes:
     match = pattern.search(head)
     return match[1] if match else b""
-
-
-def _remember(memory: dict[K, V], key: K, value: V) -> None:
-    memory.pop(key, None)
-    memory[key] = value
-    if len(memory) > MAX_REMEMBERED:
-        del memory[next(iter(memory))]

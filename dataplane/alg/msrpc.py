@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from dataplane.alg.base import CLIENT, MORE, SERVER, TCP, Control, Expected, Piece
+from dataplane.alg.text import remember
 
 MAX_MESSAGE = 8192  # bytes of a message that is read; Windows sends fragments of up to 5840
 MAX_KEPT = 64  # contexts, and calls without an answer; the newest are kept
@@ -132,13 +133,13 @@ class Msrpc:
             result, syntax = struct.unpack_from(order + "H2x16s", message, at)
             width = WIDTHS.get(_uuid(order, syntax))
             if is_mapper and result == ACCEPTED and width:
-                _keep(self._contexts, context, width)
+                remember(self._contexts, context, width, MAX_KEPT)
             at += 4 + _SYNTAX
 
     def _ask(self, order: str, message: bytes) -> None:
         call, context, operation = struct.unpack_from(order + "I4xHH", message, _CALL)
         if operation == EPT_MAP and context in self._contexts:
-            _keep(self._calls, call, self._contexts[context])
+            remember(self._calls, call, self._contexts[context], MAX_KEPT)
 
     def _tell(self, order: str, message: bytes, control: Control) -> bytes | None:
         (call,) = struct.unpack_from(order + "I", message, _CALL)
@@ -166,13 +167,6 @@ def _uuid(order: str, octets: bytes) -> UUID:
 
 def _aligned(at: int, width: int) -> int:
     return (at + width - 1) & -width
-
-
-def _keep(numbers: dict[int, int], key: int, value: int) -> None:
-    numbers.pop(key, None)
-    numbers[key] = value
-    if len(numbers) > MAX_KEPT:
-        del numbers[next(iter(numbers))]
 
 
 def _endpoints(order: str, width: int, message: bytes) -> Iterator[tuple[int, int]]:

@@ -23,19 +23,15 @@ Not done: addresses in URLs and in SDP, which clients do not send to; multicast;
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple
 
 from dataplane.alg.base import CLIENT, MORE, SERVER, UDP, Control, Endpoint, Expected, Piece
-from dataplane.alg.sdp import literal
+from dataplane.alg.text import Edits, literal, remember, spliced
 from dataplane.policy.objects import LAST_PORT, address_text
 
 MAX_HEAD = 4096  # bytes
 MAX_TRANSPORTS = 8  # that one SETUP may offer
 MAX_REMEMBERED = 16  # requests without an answer, sessions, and ports of a session; the oldest goes
-
-V = TypeVar("V")
-Edit: TypeAlias = tuple[int, int, bytes]
-"""From where to where in the head, and what has to stand there."""
 
 _TEXT = rb"[ -~\x80-\xff]*"
 _START = re.compile(rb"(?:([A-Z_]{1,32}) [!-~]+ RTSP/[12]\.\d|RTSP/[12]\.\d (\d{3})(?: " + _TEXT + rb")?)\r?\n")
@@ -93,9 +89,9 @@ class Ends(NamedTuple):
             return None
         return Ports(side, numbers[0], len(numbers))
 
-    def edits(self, new: Endpoint) -> list[Edit]:
-        ports = [(start, end, str(new.port + i).encode()) for i, (_, start, end) in enumerate(self.ports)]
-        return ports + [(start, end, address_text(new.address).encode()) for _, start, end in self.addresses]
+    def edits(self, new: Endpoint) -> Edits:
+        ports = {(start, end): str(new.port + i).encode() for i, (_, start, end) in enumerate(self.ports)}
+        return ports | {(start, end): address_text(new.address).encode() for _, start, end in self.addresses}
 
 
 class Rtsp:
@@ -145,14 +141,14 @@ class Rtsp:
         if len(set(lengths)) > 1 or not _NUMBER.fullmatch(lengths[0]) or not self._fits(side, method):
             return self._leave(head, control)
         self._rest[side] = int(lengths[0])
-        edits: list[Edit] = []
+        edits: Edits = {}
         if method == b"SETUP" and side == CLIENT:
             edits = self._setup(head, control)
         elif method == b"TEARDOWN":
             self._teardown(head, control)
         elif status and side == SERVER:
             edits = self._answer(status, head, control)
-        return Piece(len(head), _spliced(head, edits) if edits else None)
+        return Piece(len(head), spliced(head, edits) if edits else None)
 
     def _fits(self, side: int, method: bytes | None) -> bool:
         """Whether this may come now: the first thing said is a request, and the second is its answer."""
@@ -160,39 +156,40 @@ class Rtsp:
             self._begun[side] = bool(method) if side == CLIENT else self._begun[CLIENT] and not method
         return self._begun[side]
 
-    def _setup(self, head: bytes, control: Control) -> list[Edit]:
+    def _setup(self, head: bytes, control: Control) -> Edits:
         cseq = _CSEQ.search(head)
         if cseq is None:
-            return []
-        edits: list[Edit] = []
+            return {}
+        edits: Edits = {}
         opened: dict[Ports, int] = {}
         for ends in islice(_transports(head, CLIENT), MAX_TRANSPORTS):
             ports, changes = _open(CLIENT, ends, control)
             opened |= ports
-            edits += changes
-        _remember(self._asked, cseq[1], opened)
+            edits |= changes
+        remember(self._asked, cseq[1], opened, MAX_REMEMBERED)
         return edits
 
-    def _answer(self, status: bytes, head: bytes, control: Control) -> list[Edit]:
+    def _answer(self, status: bytes, head: bytes, control: Control) -> Edits:
         cseq = _CSEQ.search(head)
         if cseq is None or cseq[1] not in self._asked or status.startswith(b"1"):
-            return []
+            return {}
         opened = self._asked.pop(cseq[1])
         if not status.startswith(b"2"):
             _forget(opened, control)
-            return []
+            return {}
         chosen, edits = _choose(opened, next(_transports(head, CLIENT), None), control)
         for ends in islice(_transports(head, SERVER), 1):
             ports, changes = _open(SERVER, ends, control)
             chosen += ports
-            edits += changes
+            edits |= changes
         self._keep(head, chosen)
         return edits
 
     def _keep(self, head: bytes, ports: list[Ports]) -> None:
         session = _SESSION.search(head)
         if session and ports:
-            _remember(self._sessions, session[1], (self._sessions.get(session[1], []) + ports)[-MAX_REMEMBERED:])
+            known = self._sessions.get(session[1], []) + ports
+            remember(self._sessions, session[1], known[-MAX_REMEMBERED:], MAX_REMEMBERED)
 
     def _teardown(self, head: bytes, control: Control) -> None:
         session = _SESSION.search(head)
@@ -200,28 +197,28 @@ class Rtsp:
             _forget(self._sessions.pop(session[1], []), control)
 
 
-def _open(side: int, ends: Ends, control: Control) -> tuple[dict[Ports, int], list[Edit]]:
+def _open(side: int, ends: Ends, control: Control) -> tuple[dict[Ports, int], Edits]:
     """What is now open for these ends, with its first port as seen, and how the other side has to read of it."""
     own = control.own(side)
     ports = ends.of(side, own.address)
     seen = control.expect(Expected(side, UDP, ports.first, ("rtp", "rtcp")[: ports.many])) if ports else None
     if ports is None or seen is None:
-        return {}, []
-    return {ports: seen.port}, ends.edits(seen) if seen != Endpoint(own.address, ports.first) else []
+        return {}, {}
+    return {ports: seen.port}, ends.edits(seen) if seen != Endpoint(own.address, ports.first) else {}
 
 
-def _choose(opened: dict[Ports, int], ends: Ends | None, control: Control) -> tuple[list[Ports], list[Edit]]:
+def _choose(opened: dict[Ports, int], ends: Ends | None, control: Control) -> tuple[list[Ports], Edits]:
     """Which of the offered ports stay open after an answer, and how its mention of them reads for the client."""
     if ends is None:
         _forget(opened, control)
-        return [], []
+        return [], {}
     own, seen = control.own(CLIENT).address, control.seen(CLIENT).address
     for ports, first in opened.items():
         if ends.of(CLIENT, seen) == ports._replace(first=first):
             _forget([other for other in opened if other != ports], control)
             same = (own, ports.first) == (seen, first)
-            return [ports], [] if same else ends.edits(Endpoint(own, ports.first))
-    return list(opened), []
+            return [ports], {} if same else ends.edits(Endpoint(own, ports.first))
+    return list(opened), {}
 
 
 def _forget(opened: Iterable[Ports], control: Control) -> None:
@@ -252,16 +249,3 @@ def _ends(head: bytes, alternative: re.Match[bytes], side: int) -> Ends:
             elif text:
                 ends.addresses.append((literal(text), *match.span(name)))
     return ends
-
-
-def _remember(memory: dict[bytes, V], key: bytes, value: V) -> None:
-    memory.pop(key, None)
-    memory[key] = value
-    if len(memory) > MAX_REMEMBERED:
-        del memory[next(iter(memory))]
-
-
-def _spliced(data: bytes, edits: list[Edit]) -> bytes:
-    for start, end, text in sorted(edits, reverse=True):
-        data = data[:start] + text + data[end:]
-    return data

@@ -21,18 +21,16 @@ management, crypto contexts.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
 from itertools import islice
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from dataplane.alg.base import UDP, Control, Expected
-from dataplane.policy.objects import IPV4, LAST_PORT, address_text, is_ipv4
+from dataplane.alg.text import Edits as Edits
+from dataplane.alg.text import literal as literal
+from dataplane.policy.objects import LAST_PORT, address_text, is_ipv4
 
 MAX_MEDIA = 16  # of a description that are read
 MAX_PAIRS = 4  # of one medium
-
-Edits: TypeAlias = dict[tuple[int, int], bytes]
-"""From where to where, and what has to stand there."""
 
 _HOST = rb"IN IP([46]) ([0-9A-Fa-f:.]{2,45})"
 _LINE = re.compile(rb"^[ocma]=[^\r\n]*", re.MULTILINE)
@@ -57,17 +55,6 @@ class _Section:
     connection: re.Match[bytes] | None = None
     rtcp: re.Match[bytes] | None = None
     rtp_only: bool = False
-
-
-def literal(text: bytes) -> int | None:
-    """The number of an address literal; None for a name, and for an IPv4 address in IPv6 clothes."""
-    try:
-        address = ip_address(text.decode())
-    except ValueError:
-        return None
-    if address.version == 4:
-        return IPV4[0] | int(address)
-    return None if address.scope_id or is_ipv4(int(address)) else int(address)
 
 
 def open_media(body: bytes, side: int, control: Control, *, anyone: bool) -> Media:

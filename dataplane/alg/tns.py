@@ -19,6 +19,7 @@ import re
 from ipaddress import ip_address
 
 from dataplane.alg.base import CLIENT, MORE, SERVER, TCP, Control, Endpoint, Expected, Piece
+from dataplane.alg.text import Edits, spliced
 from dataplane.policy.objects import LAST_PORT, address_text
 
 MAX_PACKET = 4096  # bytes of a packet that is read; others go by
@@ -130,12 +131,10 @@ def _address(entry: bytes, control: Control) -> bytes:
     seen = control.expect(Expected(SERVER, TCP, own.port, ("oracle",)))
     if seen is None or seen == own:
         return entry
-    edits = [(port.span(1), str(seen.port).encode())]
+    edits: Edits = {port.span(1): str(seen.port).encode()}
     if literal is not None:
-        edits.append((host.span(1), address_text(seen.address).encode()))
-    for (first, end), text in sorted(edits, reverse=True):
-        entry = entry[:first] + text + entry[end:]
-    return entry
+        edits[host.span(1)] = address_text(seen.address).encode()
+    return spliced(entry, edits)
 
 
 def _literal(host: bytes) -> int | None:

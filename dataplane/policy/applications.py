@@ -2,8 +2,8 @@
 
 The name of a session follows from its protocol and destination port alone. Configured applications come before
 built-in ones; a port that belongs to none is `unknown-tcp` or `unknown-udp`, a protocol without ports goes by its own
-name. Palo Alto publishes no table of timers per application, so the built-in ones keep those of their protocol, but for
-calls that are signalled over UDP: between setting up and hanging up nothing is said, and what was opened for a call ends
+name. Palo Alto publishes no table of timers per application, so the built-in ones keep those of their protocol. Not so
+calls that are signalled over UDP: between setting up and hanging up nothing is said, and what was opened for one ends
 with its signalling.
 """
 

@@ -338,13 +338,18 @@ OFF = AlgProtocol(enabled=False)
 Alg = Annotated[AlgProtocol, BeforeValidator(_switch_or_settings)]
 
 
-class SipAlg(AlgProtocol):
-    """SIP has two questions more."""
+class MediaAlg(AlgProtocol):
+    """One whose media need not come from where its signalling comes from."""
+
+    media_from: Literal["peer", "any"] = "peer"
+    """Who may send media to an announced port: the other end of the signalling, or anybody in its zone."""
+
+
+class SipAlg(MediaAlg):
+    """SIP may also be left unchanged."""
 
     rewrite: bool = True
     """False: media may pass, but no message is ever changed (pinhole only)."""
-    media_from: Literal["peer", "any"] = "peer"
-    """Who may send media to an announced port: the other end of the signalling, or anybody in its zone."""
 
 
 class AlgSettings(_Noun):
@@ -356,7 +361,7 @@ class AlgSettings(_Noun):
     rtsp: Alg = OFF
     pptp: Alg = OFF
     h_323: Annotated[AlgProtocol, BeforeValidator(_switch_or_settings), Field(alias="h.323")] = OFF
-    mgcp: Alg = OFF
+    mgcp: Annotated[MediaAlg, BeforeValidator(_switch_or_settings)] = MediaAlg(enabled=False)
     rsh: Alg = OFF
     sccp: Alg = OFF
     oracle: Alg = OFF

@@ -1,19 +1,18 @@
 """Servers for the labs of FTP and TFTP: two real ones for FTP, one for TFTP, and ends of FTP that a test speaks itself.
 
-The real ones serve a directory to everybody, on every address of both families. `UP` in it takes what is sent.
+The real ones serve a directory to everybody. `UP` in it takes what is sent. Those for FTP listen on every address of
+both families, the one for TFTP on one (with several IPv6 addresses it answers from any of them).
 """
 
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tests.lab.lab import Lab
+from tests.lab.lab import Lab, poll
 
 UP = "up"
-ANYBODY = "elradfmw"  # pyftpdlib: every permission but to change modes and times
 
 VSFTPD = """
 listen=NO
@@ -33,7 +32,37 @@ seccomp_sandbox=NO
 """
 
 
-def directory(lab: "Lab", name: str, files: Mapping[str, bytes]) -> Path:
+@dataclass(frozen=True)
+class Way:
+    """From whom to whom, how the two know each other, and by which rules."""
+
+    name: str
+    ns: str
+    source: str
+    called: str
+    seen: str  # the client, by the server
+    serving: str  # the server's own address
+    rule: str = "out"
+    nat: str | None = None
+
+    @property
+    def server_ns(self) -> str:
+        return "server" if self.ns == "client" else "client"
+
+    @property
+    def any(self) -> str:
+        return "::" if self.ipv6 else "0.0.0.0"
+
+    @property
+    def ipv6(self) -> bool:
+        return ":" in self.source
+
+    @property
+    def url(self) -> str:
+        return f"[{self.called}]" if self.ipv6 else self.called
+
+
+def directory(lab: Lab, name: str, files: Mapping[str, bytes]) -> Path:
     """A directory to serve, which users other than root can read and whose UP they can write."""
     lab.directory.chmod(0o755)
     root = lab.directory / name
@@ -44,7 +73,7 @@ def directory(lab: "Lab", name: str, files: Mapping[str, bytes]) -> Path:
     return root
 
 
-def vsftpd(lab: "Lab", ns: str, root: Path, port: int = 21) -> None:
+def vsftpd(lab: Lab, ns: str, root: Path, port: int = 21) -> None:
     """Calls from the port below its own, and connects only when a transfer begins."""
     config = lab.directory / f"vsftpd-{ns}.conf"
     config.write_text(VSFTPD.format(root=root, port=port, data_port=port - 1))
@@ -52,14 +81,17 @@ def vsftpd(lab: "Lab", ns: str, root: Path, port: int = 21) -> None:
     lab.serve(ns, ["vsftpd", str(config)], port)
 
 
-def pyftpd(lab: "Lab", ns: str, root: Path, port: int = 21) -> None:
+def pyftpd(lab: Lab, ns: str, root: Path, port: int = 21) -> None:
     """Calls from any port, and answers PORT and EPRT only when it is connected."""
-    lab.serve(ns, [sys.executable, __file__, str(port), str(root)], port)
+    lab.serve(ns, [sys.executable, "-m", "pyftpdlib", "-i", "::", "-p", str(port), "-d", str(root), "-w"], port)
 
 
-def tftpd(lab: "Lab", ns: str, root: Path, port: int = 69) -> None:
-    """tftpd-hpa. It gives up a transfer after a second without an answer, and takes new files into UP."""
-    lab.serve(ns, ["in.tftpd", "-L", "-c", "-u", "root", "-s", "-a", f":{port}", str(root)], port, "udp")
+def tftpd(lab: Lab, ns: str, root: Path, address: str) -> None:
+    """tftpd-hpa on port 69."""
+    host = f"[{address}]" if ":" in address else address
+    lab.popen(ns, ["in.tftpd", "-L", "-c", "-u", "root", "-s", "-a", f"{host}:69", str(root)])
+    listens = ["ss", "-Hnlu", "src", f"{host}:69"]
+    poll(lambda: lab.run(ns, listens).stdout, 10, f"in.tftpd to listen on {address}")
 
 
 class FtpClient:
@@ -128,17 +160,3 @@ def _pass(sender: socket.socket, receiver: socket.socket, text: bytes) -> bytes:
 def six(address: str, port: int) -> str:
     """h1,h2,h3,h4,p1,p2 of RFC 959."""
     return f"{address.replace('.', ',')},{port >> 8},{port & 0xFF}"
-
-
-def _serve_pyftpd(port: int, root: str) -> None:
-    from pyftpdlib.authorizers import DummyAuthorizer
-    from pyftpdlib.handlers import FTPHandler
-    from pyftpdlib.servers import FTPServer
-
-    FTPHandler.authorizer = DummyAuthorizer()
-    FTPHandler.authorizer.add_anonymous(root, perm=ANYBODY)
-    FTPServer(("::", port), FTPHandler).serve_forever()
-
-
-if __name__ == "__main__":
-    _serve_pyftpd(int(sys.argv[1]), sys.argv[2])
