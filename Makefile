@@ -27,7 +27,7 @@ SPREAD := -n $(JOBS) --dist loadfile
 # What `make fuzz` stops at, whichever comes first; FUZZ_LOOP: all but the two files that talk to the kernel. The harness
 # itself is not traced: its checks would take a third of the time.
 FUZZ_RUNS    ?= 10000000
-FUZZ_SECONDS ?= 1800
+FUZZ_SECONDS ?= 3600
 FUZZ_FLAGS   := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 FUZZ_LOOP    := $(filter-out cext/queue.c cext/worker.c,$(C_FILES))
 

@@ -50,6 +50,18 @@ def called_by(listening: socket.socket, caller: socket.socket) -> Address:
     return peer[0], peer[1]
 
 
+def source_rule(name: str, sources: list[str], address: str, **source: object) -> dict[str, Any]:
+    """A NAT rule of the outgoing direction, for those sources and to that address."""
+    return {
+        "name": name,
+        "nat-type": "ipv6" if ":" in address else "ipv4",
+        "from": ["trust"],
+        "to": "untrust",
+        "source": sources,
+        "source-translation": {"addresses": [address], **source},
+    }
+
+
 def pool_row(firewall: Firewall, rule: str) -> dict[str, Any]:
     """What `show running ippool` says of one rule's pool."""
     rows: list[dict[str, Any]] = firewall.json("show", "running", "ippool")

@@ -28,7 +28,7 @@ import pytest
 from scapy.layers.inet import TCP
 
 from dataplane.predict import PER_PARENT
-from tests.lab.calls import connect
+from tests.lab.calls import connect, source_rule
 from tests.lab.capture import ETHERNET, Capture
 from tests.lab.console import IN_ORDER, counters, record, rule, sessions, zones
 from tests.lab.firewall import Firewall
@@ -71,17 +71,6 @@ OUT: dict[str, Any] = {"from_": ["trust"], "to": ["untrust"]}
 IN: dict[str, Any] = {"from_": ["untrust"], "to": ["trust"]}
 
 
-def nat_rule(name: str, sources: list[str], address: str, **source: object) -> dict[str, Any]:
-    return {
-        "name": name,
-        "nat-type": "ipv6" if ":" in address else "ipv4",
-        "from": ["trust"],
-        "to": "untrust",
-        "source": sources,
-        "source-translation": {"addresses": [address], **source},
-    }
-
-
 POOLED: dict[str, Any] = {"type": "dynamic-ip-and-port", "port-range": "20000-20999"}
 CONFIG: dict[str, Any] = {
     "zones": zones(),
@@ -92,10 +81,10 @@ CONFIG: dict[str, Any] = {
         rule("rest", "reset-both"),
     ],
     "nat-rules": [
-        nat_rule("pool", [HIDDEN, NEIGHBOUR], POOL, **POOLED),
-        nat_rule("pool6", [HIDDEN6], POOL6, **POOLED),
-        nat_rule("unread", [UNREAD], "10.2.0.106", type="static-ip"),
-        nat_rule("static", [BEHIND[1]], PUBLIC[1], type="static-ip", **{"bi-directional": True}),
+        source_rule("pool", [HIDDEN, NEIGHBOUR], POOL, **POOLED),
+        source_rule("pool6", [HIDDEN6], POOL6, **POOLED),
+        source_rule("unread", [UNREAD], "10.2.0.106", type="static-ip"),
+        source_rule("static", [BEHIND[1]], PUBLIC[1], type="static-ip", **{"bi-directional": True}),
         {
             "name": "published",
             "from": ["untrust"],
@@ -565,7 +554,7 @@ def awaiting(firewall: Firewall, channel: Channel) -> dict[str, Any]:
 @pytest.mark.parametrize("seen", [CLIENT, WIRE_POOL], ids=["untranslated", "pool"])
 def test_over_a_virtual_wire(seen):
     """A firewall without addresses does the same, whether the client appears as itself or as an address of a pool."""
-    translated = [nat_rule("pool", [CLIENT], WIRE_POOL, type="dynamic-ip-and-port")] if seen == WIRE_POOL else []
+    translated = [source_rule("pool", [CLIENT], WIRE_POOL, type="dynamic-ip-and-port")] if seen == WIRE_POOL else []
     wire = {"virtual-wires": [{"name": "wire", "interfaces": ["in0", "out0"]}], "nat-rules": translated}
     with Lab(bridge=True) as lab:
         vsftpd(lab, "server", directory(lab, "server", FILES), VSFTPD)

@@ -25,7 +25,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.calls import exchange, pool_row
+from tests.lab import servers
+from tests.lab.calls import exchange, pool_row, source_rule
 from tests.lab.capture import TCP, Capture
 from tests.lab.console import CONTROL_PORT, IN_ORDER, Control, ask, counters, port, record, rule, sessions, zones
 from tests.lab.firewall import Firewall
@@ -56,22 +57,8 @@ STRANGER = "10.2.0.3"
 _ports = itertools.count(30000, 4)  # a fresh port, and those of media beside it, for everything
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(servers.Way):
     """Who calls whom, and how the two know each other. One of the two is inside, the other at SERVER."""
-
-    name: str
-    ns: str
-    source: str
-    called: str
-    seen: str  # the caller, by the other
-    serving: str  # the address at which the other is called
-    rule: str = "out"
-    nat: str | None = None
-
-    @property
-    def other_ns(self) -> str:
-        return "server" if self.ns == "client" else "client"
 
     @property
     def inside(self) -> str:
@@ -89,7 +76,7 @@ class Way:
     @property
     def back(self) -> "Way":
         """The other one calls where the caller is known."""
-        return Way(f"{self.name}-back", self.other_ns, self.serving, self.seen, self.called, self.source)
+        return Way(f"{self.name}-back", self.server_ns, self.serving, self.seen, self.called, self.source)
 
     @property
     def pooled(self) -> bool:
@@ -116,17 +103,6 @@ both_transports = pytest.mark.parametrize("transport", ["UDP", "TCP"])
 
 OUT: dict[str, Any] = {"from_": ["trust"], "to": ["untrust"]}
 IN: dict[str, Any] = {"from_": ["untrust"], "to": ["trust"]}
-
-
-def source_rule(name: str, sources: list[str], address: str, **source: object) -> dict[str, Any]:
-    return {
-        "name": name,
-        "nat-type": "ipv6" if ":" in address else "ipv4",
-        "from": ["trust"],
-        "to": "untrust",
-        "source": sources,
-        "source-translation": {"addresses": [address], **source},
-    }
 
 
 def destination_rule(name: str, address: str, inside: str) -> dict[str, Any]:
@@ -295,7 +271,7 @@ def talk(lab: Lab, way: Way, transport: str, names: tuple[str, str], media: tupl
     """Let one phone call the other until both are content; who is called sends back every sound."""
     mine = next(_ports)
     command = sipp(names[1], way.serving, SIP, media[1], transport, calls)
-    called = lab.serve(way.other_ns, [*command, "-rtp_echo"], SIP, transport.lower())
+    called = lab.serve(way.server_ns, [*command, "-rtp_echo"], SIP, transport.lower())
     with lab.capture("client", "eth0", "udp or tcp") as inside, lab.capture("server", "eth0", "udp or tcp") as outside:
         command = sipp(names[0], way.source, mine, media[0], transport, calls)
         done = lab.run(way.ns, [*command, "-key", "sound", SOUND, "-r", "200", f"{host(way.called)}:{SIP}"])
@@ -523,9 +499,9 @@ def call(lab: Lab, way: Way, transport: str = "UDP", number: int = 0) -> Iterato
     with ExitStack() as stack:
         if transport == "UDP":
             caller = stack.enter_context(lab.udp(way.ns, number, way.source))
-            called = stack.enter_context(lab.udp(way.other_ns, SIP, way.serving))
+            called = stack.enter_context(lab.udp(way.server_ns, SIP, way.serving))
         else:
-            with lab.listener(way.other_ns, SIP, way.serving) as listening:
+            with lab.listener(way.server_ns, SIP, way.serving) as listening:
                 caller = stack.enter_context(connect_from(lab, way, number))
                 called = stack.enter_context(listening.accept()[0])
             called.settimeout(3)
