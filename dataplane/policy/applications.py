@@ -192,10 +192,10 @@ class ApplicationTable:
 
 
 def _on_alg_ports(known: Mapping[str, Application], alg: AlgSettings) -> dict[str, Application]:
-    """The applications whose ALG listens on ports of its own, which are then the application's."""
+    """The applications with ports of their own for their ALG; the names stay theirs where the ALG is off."""
     found = {}
     for name, written in alg.by_application().items():
-        if written.enabled and written.ports is not None:
+        if written.ports is not None:
             transports = {proto for proto, _, _ in known[name].ports}
             ports = tuple((proto, port, port) for proto in sorted(transports) for port in written.ports)
             found[name] = replace(known[name], ports=ports)

@@ -99,7 +99,8 @@ def channel(lab: Lab, source: str) -> Iterator[Channel]:
 
 
 def parent_of(firewall: Firewall, opened: Channel) -> int:
-    (found,) = sessions(firewall, source_port=opened.client.getsockname()[1], destination_port=FTP, state="active")
+    source, sport = opened.client.getsockname()
+    (found,) = sessions(firewall, source=source, source_port=sport, destination_port=FTP, state="active")
     number: int = found["id"]
     return number
 

@@ -25,6 +25,7 @@ CONTROL_PORT = 7000  # of the server, TCP: what the controls connect to
 DENIED_PORT = 23  # TCP and UDP, by rule deny-telnet
 CHUNK = 1000  # bytes that one exchange of a stream carries each way
 ECHO_REQUEST, ECHO_REPLY = 8, 0
+SOL_RAW, ICMP_FILTER = 255, 1  # linux/icmp.h; Python's socket module lacks them
 
 SHORT_TIMEOUTS = {
     "tcp-init": 2, "tcp-handshake": 2, "tcp-half-closed": 2, "tcp-time-wait": 1, "tcp-unverified-rst": 1,
@@ -136,6 +137,7 @@ class Established:
         self.datagrams.connect((address, self.answers.getsockname()[1]))
         with lab.inside("client"):
             self._echo = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        self._echo.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("=I", ~(1 << ECHO_REPLY) & 0xFFFFFFFF))
         self._echo.settimeout(3)
         self._echo_id = self.client.getsockname()[1]
         self._count = 0
