@@ -239,7 +239,7 @@ void session_set_closed(struct session *s);
 void session_note_end(struct session *s, enum end_reason reason);
 struct session *session_alive(struct table *t, uint32_t id, uint32_t generation);      /* locked, or NULL */
 struct session *session_retake(struct table *t, uint32_t id, uint32_t generation);     /* not locked; NULL: it has ended */
-void session_copy_out(const struct session *s, struct session *copy);
+void session_copy_out(struct table *t, const struct session *s, struct session_copy *copy);
 
 /* wheel.c: callers hold the session's lock, except of wheel_init. */
 void wheel_init(struct table *t, uint32_t now);

@@ -293,6 +293,7 @@ enum install_error {
 /* A session as it was at one moment, with the slot it lives in. */
 struct session_copy {
 	uint32_t id;
+	uint32_t timeout;            /* ticks: its timer, as accelerated aging makes it */
 	struct session session;
 };
 
