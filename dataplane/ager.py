@@ -31,11 +31,15 @@ class Rates:
 
 
 class Ager(threading.Thread):
-    """`ended(session)` is called for every session that ends, then `leaving(sessions)` before they are freed."""
+    """`begun()` is called in every tick, after what has ended is known and before it is told: who logs there tells the
+    start of a session before its end. `ended(session)` is called for every session that ends, then `leaving(sessions)`
+    before they are freed.
+    """
 
     def __init__(
         self,
         table: SessionTable,
+        begun: Callable[[], None],
         ended: Callable[[Session], None],
         leaving: Callable[[Iterable[Session]], None],
         queues: Collection[int] = (),
@@ -43,6 +47,7 @@ class Ager(threading.Thread):
         super().__init__(name="ager", daemon=True)
         self.rates = Rates()
         self._table = table
+        self._begun = begun
         self._ended = ended
         self._leaving = leaving
         self._queues = queues
@@ -74,6 +79,7 @@ class Ager(threading.Thread):
         while True:
             sessions = self._table.expire()
             try:
+                self._begun()
                 for session in sessions:
                     self._ended(session)
             finally:  # whatever becomes of a record: nobody else will ever see these sessions

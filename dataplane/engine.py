@@ -18,6 +18,7 @@ from dataplane.ager import Ager
 from dataplane.alg import factories
 from dataplane.bindings import Bindings
 from dataplane.counters import GlobalCounters, HitCounts
+from dataplane.dispatch import Dispatch
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Session
@@ -35,7 +36,7 @@ from dataplane.rules import Hooks
 from dataplane.rules.answering import Answering
 from dataplane.rules.probe import find_backend, remove_leavings
 from dataplane.rules.sysctls import Sysctls
-from dataplane.sessions import HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, SessionTable
+from dataplane.sessions import EXPIRE_BATCH, HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, SessionTable
 from dataplane.slowpath import HOST_INBOUND, SlowPath, World
 from dataplane.wires import Wires
 
@@ -76,6 +77,7 @@ class Engine:
         self._replies = Replies(MARK_OWN)
         self.predictions = Predictions()
         self.inspection = Inspection(self.table, self.predictions)
+        self.dispatch = Dispatch(self.table) if config.settings.dispatch_cache else None
         self._load_settings()
         self.slowpath = SlowPath(
             self._slow_queue,
@@ -83,13 +85,14 @@ class Engine:
             self.bindings,
             self.quotas,
             self.inspection,
+            self.dispatch,
             self._world(),
             self.hits,
             self._replies,
             self._record,
             self.failed,
         )
-        self.ager = Ager(self.table, self._session_ended, self._sessions_leave, self._queues)
+        self.ager = Ager(self.table, self._sessions_begun, self._session_ended, self._sessions_leave, self._queues)
         self._workers: list[tuple[Any, threading.Thread]] = []
         self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
 
@@ -358,6 +361,21 @@ class Engine:
     def _record(self, event: str, session: Session, action: str, reason: str | None) -> None:
         if self.config.log.traffic:
             self.traffic_log.write(traffic_record(event, session, self.names, action, reason))
+
+    def _sessions_begun(self) -> None:
+        """What the dispatch cache has begun or refused since the last time, as the slow path would have told it."""
+        for rule, n in self.table.take_hits():
+            self.hits.add(self.names.rules.name(rule), n)
+        more = True
+        while more:
+            batch = self.table.take_begun()
+            for session in batch:
+                action = self._actions[session.rule]
+                if session.state == "DISCARD":
+                    self._record("drop" if action == "drop" else "deny", session, action, "policy-deny")
+                else:
+                    self._record("start", session, action, None)
+            more = len(batch) == EXPIRE_BATCH
 
     def _session_ended(self, session: Session) -> None:
         """A DISCARD session has had its record when its first packet was refused."""

@@ -61,7 +61,7 @@ def traffic_record(event: str, session: Session, names: Names, action: str, reas
         "ingress_interface": names.interface(session.ingress),
         "egress_interface": names.interface(session.egress),
         "flags": nat_flags(session),
-        "via": "slow",
+        "via": "cache" if session.cached else "slow",
     }
 
 

@@ -6,6 +6,7 @@ generation, so that a slot that has begun another life meanwhile is not meant.
 
 import socket
 import struct
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ ALIVE = END_REASONS.index("none")
 COUNTERS = tuple(name.lower() for name in enum_names("counter").values())[: lib.COUNTERS]
 SCAN_BATCH = 1024  # copies in memory at once
 EXPIRE_BATCH = 4096
+RULES_BATCH = 1024
 
 PORT_WORDS = 1024
 
@@ -41,6 +43,7 @@ DECISION = unpacker("decision", [name for name, _ in ffi.typeof("struct decision
 NO_ADDRESS = bytes(16)
 SNAT, DNAT, LOG_END, HOST = lib.FLAG_SNAT, lib.FLAG_DNAT, lib.FLAG_LOG_END, lib.FLAG_HOST
 INSPECTED, PREDICTED, BY_SERVER = lib.FLAG_INSPECTED, lib.FLAG_PREDICTED, lib.FLAG_BY_SERVER
+CACHED = lib.FLAG_CACHED
 SOURCE_KEEP, SOURCE_STATIC, SOURCE_PORT, SOURCE_BOUND = enum_names("source_nat")
 
 
@@ -80,6 +83,9 @@ class SessionTable:
         self._key_bytes = ffi.buffer(self._key)
         self._slot = ffi.new("struct session *")
         self._ended = ffi.new("struct session_copy[]", EXPIRE_BATCH)
+        self._begun = ffi.new("struct session_copy[]", EXPIRE_BATCH)
+        self._hit_rules = ffi.new("uint32_t[]", RULES_BATCH)
+        self._hit_counts = ffi.new("uint64_t[]", RULES_BATCH)
 
     def close(self) -> None:
         """Give the memory back; no worker and no other thread may use the table any more."""
@@ -181,6 +187,41 @@ class SessionTable:
     def count(self, counter: int, n: int = 1) -> None:
         """Add to a counter (lib.FLOW_...) in the slow path's shard. Slow path thread only."""
         lib.table_count(self.pointer, lib.SHARD_SLOW, counter, n)
+
+    # ---- the dispatch cache ----
+
+    def close_cache(self) -> None:
+        """Forget every template; until open_cache() it neither answers nor learns."""
+        lib.cache_close(self.pointer)
+
+    def open_cache(self, lines: Iterable[Sequence[int]]) -> int:
+        """With the starts of the intervals of source, destination, TCP and UDP ports; the epoch that begins."""
+        source, destination, tcp, udp = lines
+        addresses = [b"".join(start.to_bytes(16) for start in line) for line in (source, destination)]
+        ports = [array("H", line) for line in (tcp, udp)]
+        kept = [ffi.from_buffer("uint8_t[]", line) for line in addresses]
+        kept_ports = [ffi.from_buffer("uint16_t[]", line) for line in ports]
+        sizes = [len(source), len(destination)], [len(tcp), len(udp)]
+        return int(lib.cache_open(self.pointer, ffi.new("struct class_starts *", [kept, kept_ports, *sizes])))
+
+    def learn(self, epoch: int, packet: Any, pool: tuple[int, int] | None, logged: bool) -> bool:
+        """What was installed last holds for all of the packet's class from now on; False: the epoch is over.
+
+        pool: first address and number of those over which sources are spread. Slow path thread only.
+        """
+        first, spread = pool or (None, 0)
+        if first is not None:
+            self._decision.source = first.to_bytes(16)
+        return bool(lib.cache_learn(self.pointer, epoch, packet, self._decision, spread, logged))
+
+    def take_hits(self) -> list[tuple[int, int]]:
+        """(rule, sessions begun or refused by it in C since this was asked last); of RULES_BATCH rules at most."""
+        n = lib.cache_take_hits(self.pointer, self._hit_rules, self._hit_counts, RULES_BATCH)
+        return [(self._hit_rules[i], self._hit_counts[i]) for i in range(n)]
+
+    def take_begun(self) -> list[Session]:
+        """At most EXPIRE_BATCH sessions that C has begun, as they were then. One thread at a time."""
+        return _sessions(self._begun, lib.cache_take_begun(self.pointer, self._begun, EXPIRE_BATCH))
 
     # ---- views ----
 
@@ -295,6 +336,7 @@ def _session(values: tuple[Any, ...], now: int) -> Session:
         flags & INSPECTED != 0,
         flags & PREDICTED != 0,
         flags & BY_SERVER != 0,
+        flags & CACHED != 0,
     )
 
 
