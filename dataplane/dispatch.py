@@ -59,13 +59,11 @@ def _line(starts: set[int], last: int) -> list[int]:
     return sorted({0, *(start for start in starts if start <= last)})
 
 
-def is_repeatable(
-    decision: Decision, rule: CompiledSecurityRule | None, nat: CompiledNatRule | None, key: FlowKey
-) -> bool:
+def is_repeatable(decision: Decision, rule: CompiledSecurityRule, nat: CompiledNatRule | None, key: FlowKey) -> bool:
     """Whether the decision for this flow, by these rules, is that for every flow of its class: but for the address of
     a pool, which pool_of() tells.
     """
-    if rule is None or decision.host or decision.inspected:
+    if decision.host or decision.inspected:
         return False
     if decision.discard:
         return rule.action in SILENT and not rule.icmp_unreachable
@@ -139,7 +137,19 @@ class Dispatch:
             return None
         return basis
 
-    def learn(self, basis: Basis, packet: Any, pool: Pool | None, logged: bool) -> None:
-        """What was installed last is decided for the whole class of `packet`."""
+    def learn(
+        self,
+        basis: Basis,
+        packet: Any,
+        key: FlowKey,
+        decision: Decision,
+        rule: CompiledSecurityRule,
+        nat: CompiledNatRule | None,
+    ) -> None:
+        """What was installed last, for a parsed packet with this key by these rules, is decided for its class, if it
+        may be. `nat` need not be named where nothing is translated."""
+        if not is_repeatable(decision, rule, nat, key):
+            return
+        pool = pool_of(nat)
         spread = None if pool is None else (pool.address(0), pool.size)
-        self._table.learn(basis.epoch, packet, spread, logged)
+        self._table.learn(basis.epoch, packet, spread, rule.log_start or (decision.discard and rule.log_end))

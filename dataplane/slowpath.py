@@ -27,7 +27,7 @@ from netfilterqueue import NetfilterQueue
 
 from dataplane.bindings import Bindings
 from dataplane.counters import HitCounts
-from dataplane.dispatch import Dispatch, is_repeatable, pool_of
+from dataplane.dispatch import Dispatch
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Decision, FlowKey, Session, Translation
@@ -444,10 +444,8 @@ class SlowPath(threading.Thread):
         basis = None if self._dispatch is None else self._dispatch.basis_of(world)
         if self._dispatch is None or basis is None or not (decision.discard or self._quotas.unlimited):
             return
-        nat = nat_rule_of(first, world) if decision.translation is not None else None
-        if is_repeatable(decision, rule, nat, first.key):
-            logged = rule.log_start or (decision.discard and rule.log_end)
-            self._dispatch.learn(basis, packet, pool_of(nat), logged)
+        nat = None if decision.translation is None else nat_rule_of(first, world)
+        self._dispatch.learn(basis, packet, first.key, decision, rule, nat)
 
     def _inspect(self, queued: Any, packet: Any, payload: bytes) -> None:
         """Let an ALG read it; Refused if it does not go on as a packet of its own."""
