@@ -36,7 +36,7 @@ from dataplane.rules import Hooks
 from dataplane.rules.answering import Answering
 from dataplane.rules.probe import find_backend, remove_leavings
 from dataplane.rules.sysctls import Sysctls
-from dataplane.sessions import EXPIRE_BATCH, HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, SessionTable
+from dataplane.sessions import HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, SessionTable
 from dataplane.slowpath import HOST_INBOUND, SlowPath, World
 from dataplane.wires import Wires
 
@@ -59,6 +59,7 @@ class Engine:
         self.policy: CompiledPolicy = compile_policy(config)
         self.failed = threading.Event()
         self._losing = threading.Lock()
+        self._catching_up = threading.Lock()
         self.names = Names(MAX_APPLICATIONS, HOST_ZONE)
         self.hits = HitCounts()
         self.counters = GlobalCounters()
@@ -92,7 +93,7 @@ class Engine:
             self._record,
             self.failed,
         )
-        self.ager = Ager(self.table, self._sessions_begun, self._session_ended, self._sessions_leave, self._queues)
+        self.ager = Ager(self.table, self.catch_up, self._session_ended, self._sessions_leave, self._queues)
         self._workers: list[tuple[Any, threading.Thread]] = []
         self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
 
@@ -362,20 +363,23 @@ class Engine:
         if self.config.log.traffic:
             self.traffic_log.write(traffic_record(event, session, self.names, action, reason))
 
-    def _sessions_begun(self) -> None:
-        """What the dispatch cache has begun or refused since the last time, as the slow path would have told it."""
-        for rule, n in self.table.take_hits():
-            self.hits.add(self.names.rules.name(rule), n)
-        more = True
-        while more:
-            batch = self.table.take_begun()
-            for session in batch:
-                action = self._actions[session.rule]
-                if session.state == "DISCARD":
-                    self._record("drop" if action == "drop" else "deny", session, action, "policy-deny")
-                else:
-                    self._record("start", session, action, None)
-            more = len(batch) == EXPIRE_BATCH
+    def catch_up(self) -> None:
+        """Count and log what the dispatch cache has begun or refused since the last time. Any thread."""
+        with self._catching_up:
+            while hits := self.table.take_hits():
+                for rule, n in hits:
+                    self.hits.add(self.names.rules.name(rule), n)
+            while sessions := self.table.take_begun():
+                for session in sessions:
+                    self._session_begun(session)
+
+    def _session_begun(self, session: Session) -> None:
+        """As the slow path tells what it has installed."""
+        action = self._actions[session.rule]
+        if session.state == "DISCARD":
+            self._record("drop" if action == "drop" else "deny", session, action, "policy-deny")
+        else:
+            self._record("start", session, action, None)
 
     def _session_ended(self, session: Session) -> None:
         """A DISCARD session has had its record when its first packet was refused."""
