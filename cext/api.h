@@ -71,6 +71,11 @@ uint32_t table_close_all(struct table *t, const struct session_filter *filter, u
 uint32_t table_expire(struct table *t, uint32_t now, struct session_copy *ended, uint32_t n);
 void session_free(struct table *t, const uint32_t *ids, uint32_t n);      /* CLOSED to INIT; ports go back to their pools */
 
+/* Lines of the traffic log for copies of sessions that have just begun, or ended, where that is logged; how many copies
+ * were dealt with.  Fewer than n: there is no room, the rest is for the next call. */
+uint32_t record_write(const struct session_copy *copies, uint32_t n, bool ended, const struct record_names *names,
+		      struct record_text *out);
+
 /* NAT pools: one port space per translated address and protocol. */
 int32_t natpool_open(struct table *t, const uint8_t *address);           /* its number, or -1: all MAX_POOLS are taken */
 int32_t natpool_find(const struct table *t, const uint8_t *address);     /* its number, or -1: never opened */

@@ -309,6 +309,35 @@ struct session_copy {
 	struct session session;
 };
 
+/* Names as JSON, by number. */
+struct words {
+	const char *const *json;
+	uint32_t n;
+};
+
+/* What the numbers in a session are called, and when its record is written. */
+struct record_names {
+	struct words rule;
+	struct words action;         /* by rule */
+	struct words nat_rule;
+	struct words application;
+	struct words zone;
+	struct words reason;         /* by enum end_reason */
+	struct words interface;
+	const uint32_t *ifindex;     /* of each interface */
+	const char *time;            /* JSON */
+	uint32_t longest;            /* length of the longest name */
+	uint32_t now;                /* tick */
+};
+
+/* Room for lines, and what was written there. */
+struct record_text {
+	char *text;
+	uint32_t size;
+	uint32_t used;
+	uint32_t lines;
+};
+
 /* Every condition that is set must hold.  Zones, ports, protocol: 0 is any; addresses are ranges, compared as bytes. */
 struct session_filter {
 	uint8_t  state;              /* enum session_state plus one; 0: any state that is alive */

@@ -30,13 +30,14 @@ from dataplane.policy.compile import CompiledPolicy, compile_policy
 from dataplane.policy.model import Config
 from dataplane.predict import Predictions
 from dataplane.quotas import Quotas
+from dataplane.records import Records
 from dataplane.replies import Replies
 from dataplane.routes import Monitor, is_link_local
 from dataplane.rules import Hooks
 from dataplane.rules.answering import Answering
 from dataplane.rules.probe import find_backend, remove_leavings
 from dataplane.rules.sysctls import Sysctls
-from dataplane.sessions import HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, SessionTable
+from dataplane.sessions import HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, Copies, SessionTable
 from dataplane.slowpath import HOST_INBOUND, SlowPath, World
 from dataplane.wires import Wires
 
@@ -70,7 +71,8 @@ class Engine:
         self.system_log = LogWriter(log_dir / "system.json", self._records_lost)
         self._system_handler = SystemLog(self.system_log)
         self.monitor = Monitor(self._host_changed)
-        self._actions: dict[int, str] = {}  # rule number -> action, for the records of sessions that end
+        self._actions: dict[int, str] = {}  # rule number -> action, for the records that C writes
+        self.records = Records()
         self._sysctls = Sysctls(runtime_dir)
         self._answering = Answering(runtime_dir)
         self._wires = Wires(config.virtual_wires, runtime_dir)
@@ -93,7 +95,7 @@ class Engine:
             self._record,
             self.failed,
         )
-        self.ager = Ager(self.table, self.catch_up, self._session_ended, self._sessions_leave, self._queues)
+        self.ager = Ager(self.table, self.catch_up, self._sessions_ended, self._sessions_leave, self._queues)
         self._workers: list[tuple[Any, threading.Thread]] = []
         self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
 
@@ -306,6 +308,7 @@ class Engine:
     def _tell_table(self, world: World) -> None:
         """What C needs to know of the host: zones and clamps by interface, and whose address is whose."""
         self.names.set_interfaces({link.ifindex: link.name for link in world.links})
+        self.records.know(self.names, self._actions)
         self.table.set_zones(world.zone_by_interface)
         self.table.set_clamps(mss_clamps(world))
         own = [(address, address, HOST_ZONE) for link in world.links for address in link.addresses]
@@ -370,26 +373,22 @@ class Engine:
                 for rule, n in hits:
                     self.hits.add(self.names.rules.name(rule), n)
             while sessions := self.table.take_begun():
-                for session in sessions:
-                    self._session_begun(session)
+                self._write_lines(self.records.begun(sessions))
 
-    def _session_begun(self, session: Session) -> None:
-        """As the slow path tells what it has installed."""
-        action = self._actions[session.rule]
-        if session.state == "DISCARD":
-            self._record("drop" if action == "drop" else "deny", session, action, "policy-deny")
-        else:
-            self._record("start", session, action, None)
+    def _sessions_ended(self, sessions: Copies) -> None:
+        with self._catching_up:
+            self._write_lines(self.records.ended(sessions))
 
-    def _session_ended(self, session: Session) -> None:
-        """A DISCARD session has had its record when its first packet was refused."""
-        if session.log_end and session.rule in self._actions and self._actions[session.rule] == "allow":
-            self._record("end", session, "allow", session.end_reason)
+    def _write_lines(self, made: Iterable[tuple[bytes, int]]) -> None:
+        for lines, n in made:
+            if self.config.log.traffic:
+                self.traffic_log.write_lines(lines, n)
 
-    def _sessions_leave(self, sessions: Iterable[Session]) -> None:
-        self.inspection.ended(sessions)
-        self.bindings.ended(sessions)
-        self.quotas.ended(sessions)
+    def _sessions_leave(self, sessions: Copies) -> None:
+        """Whoever holds nothing need not look at them."""
+        for holder in (self.inspection, self.bindings, self.quotas):
+            if not holder.idle:
+                holder.ended(sessions)
 
     def _records_lost(self, n: int) -> None:
         with self._losing:  # a shard has one writer at a time, and anybody may log

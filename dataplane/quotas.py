@@ -69,6 +69,12 @@ class Quotas:
                 self._held[claim] += 1
         return session_id
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is held for any session."""
+        with self._lock:
+            return not self._by_session
+
     def ended(self, sessions: Iterable[Session]) -> None:
         """Sessions whose slots are about to be freed make room for others of their source."""
         with self._lock:

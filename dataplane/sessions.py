@@ -8,7 +8,8 @@ import socket
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, overload
 
 from dataplane.ffi import check, enum_names, ffi, lib, unpacker
 from dataplane.flow import Decision, FlowKey, Session, Translation
@@ -39,6 +40,7 @@ SESSION_FIELDS = [
     "nat_rule", "ingress", "egress", "start", "start_tick", "parent",
 ]  # fmt: skip
 COPY = unpacker("session_copy", ["id", "timeout", *(f"session.{name}" for name in SESSION_FIELDS)])
+ID = unpacker("session_copy", ["id"])
 DECISION = unpacker("decision", [name for name, _ in ffi.typeof("struct decision").fields])
 NO_ADDRESS = bytes(16)
 SNAT, DNAT, LOG_END, HOST = lib.FLAG_SNAT, lib.FLAG_DNAT, lib.FLAG_LOG_END, lib.FLAG_HOST
@@ -64,6 +66,37 @@ INSTALL_FAILURES = {
     lib.INSTALL_NO_PORT: "nat_dipp_alloc_failure",
     lib.INSTALL_CLASH: "session_duplicate_key",
 }
+
+
+class Copies(Sequence[Session]):
+    """Copies in C memory, good until whoever gave them is asked again; read when somebody looks at them."""
+
+    def __init__(self, pointer: Any, n: int) -> None:
+        self.pointer = pointer
+        self._n = n
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, index: int) -> Session: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Session]: ...
+    def __getitem__(self, index: int | slice) -> Session | list[Session]:
+        return self._sessions[index]
+
+    @property
+    def ids(self) -> list[int]:
+        return [values[0] for values in ID.iter_unpack(self._bytes)]
+
+    @property
+    def _bytes(self) -> Any:
+        return ffi.buffer(self.pointer, self._n * COPY.size)
+
+    @cached_property
+    def _sessions(self) -> list[Session]:
+        now = lib.table_now()
+        return [_session(values, now) for values in COPY.iter_unpack(self._bytes)]
 
 
 class SessionTable:
@@ -219,9 +252,9 @@ class SessionTable:
         n = lib.cache_take_hits(self.pointer, self._hit_rules, self._hit_counts, RULES_BATCH)
         return [(self._hit_rules[i], self._hit_counts[i]) for i in range(n)]
 
-    def take_begun(self) -> list[Session]:
+    def take_begun(self) -> Copies:
         """At most EXPIRE_BATCH sessions that C has begun, as they were then. One thread at a time."""
-        return _sessions(self._begun, lib.cache_take_begun(self.pointer, self._begun, EXPIRE_BATCH))
+        return Copies(self._begun, lib.cache_take_begun(self.pointer, self._begun, EXPIRE_BATCH))
 
     # ---- views ----
 
@@ -242,7 +275,7 @@ class SessionTable:
         following = ffi.new("uint32_t *", min(start_at, self.max_sessions + 1))
         while True:
             n = lib.table_scan(self.pointer, session_filter, following, batch, SCAN_BATCH)
-            yield from _sessions(batch, n)
+            yield from Copies(batch, n)
             if not following[0]:
                 return
 
@@ -287,21 +320,14 @@ class SessionTable:
         """End every session that passes the filter; how many."""
         return int(lib.table_close_all(self.pointer, session_filter, END_REASONS.index(reason)))
 
-    def expire(self) -> list[Session]:
+    def expire(self) -> Copies:
         """At most EXPIRE_BATCH sessions that have ended, now CLOSED: log them, then free() them. Ager only."""
         n = lib.table_expire(self.pointer, lib.table_now(), self._ended, EXPIRE_BATCH)
-        return _sessions(self._ended, n)
+        return Copies(self._ended, n)
 
-    def free(self, sessions: Iterable[Session]) -> None:
+    def free(self, sessions: Copies) -> None:
         """CLOSED sessions leave the table and give their ports back. Ager only."""
-        ids = [session.id for session in sessions]
-        lib.session_free(self.pointer, ids, len(ids))
-
-
-def _sessions(copies: Any, n: int) -> list[Session]:
-    """The first n of an array of `struct session_copy`."""
-    now = lib.table_now()
-    return [_session(values, now) for values in COPY.iter_unpack(ffi.buffer(copies, n * COPY.size))]
+        lib.session_free(self.pointer, sessions.ids, len(sessions))
 
 
 def _session(values: tuple[Any, ...], now: int) -> Session:

@@ -154,7 +154,7 @@ def test_a_changed_route_is_asked_about_anew(lab, firewall, server):
     def goes_out() -> bool:
         with attempt(lab, (ALONE, OPEN), socket.SOCK_DGRAM):
             try:
-                return server.recv(100) == b"question"
+                return bool(server.recv(100) == b"question")
             except TimeoutError:
                 return False
 
