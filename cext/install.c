@@ -36,7 +36,7 @@ static struct session *take_slot(const struct burst *b, const struct decision *d
 	return s;
 }
 
-/* The key under which answers come back. */
+/* The key under which answers come back.  A translated port is for those that have ports. */
 static struct flow_key return_key(const struct flow_key *key, const struct decision *d)
 {
 	struct flow_key back = key_mirror(key, d->egress_zone);
@@ -45,7 +45,7 @@ static struct flow_key return_key(const struct flow_key *key, const struct decis
 		memcpy(back.dst, d->source, 16);
 	if (d->destination_nat) {
 		memcpy(back.src, d->destination, 16);
-		if (d->destination_port)
+		if (d->destination_port && (key->proto == IPPROTO_TCP || key->proto == IPPROTO_UDP))
 			back.sport = d->destination_port;
 	}
 	if (d->source_nat == SOURCE_BOUND)
