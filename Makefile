@@ -17,7 +17,8 @@ PYTHON_PACKAGES = $(shell $(PYTHON) -c '$(PYTHON_PROBE)' 2>/dev/null || echo pyt
 
 C_FILES := $(filter-out %.bpf.c,$(wildcard cext/*.c))
 INPUTS  := $(C_FILES) $(wildcard cext/*.h cext/build_*.py)
-C_TESTS := $(wildcard $(C_FILES:cext/%.c=tests/test_%.py) tests/test_mss.py tests/test_fuzz_*.py)
+C_TESTS := $(wildcard $(C_FILES:cext/%.c=tests/test_%.py) tests/test_dispatch.py tests/test_mss.py tests/test_records.py \
+	tests/test_fuzz_*.py)
 
 # What `make fuzz` stops at, whichever comes first; FUZZ_LOOP: all but the two files that talk to the kernel. The harness
 # itself is not traced: its checks would take a third of the time.
