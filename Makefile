@@ -18,7 +18,8 @@ PYTHON_PACKAGES = $(shell $(PYTHON) -c '$(PYTHON_PROBE)' 2>/dev/null || echo pyt
 
 C_FILES := $(filter-out %.bpf.c,$(wildcard cext/*.c))
 INPUTS  := $(C_FILES) $(wildcard cext/*.h cext/build_*.py)
-C_TESTS := $(wildcard $(C_FILES:cext/%.c=tests/test_%.py) tests/test_mss.py tests/test_fuzz_*.py)
+C_TESTS := $(wildcard $(C_FILES:cext/%.c=tests/test_%.py) tests/test_dispatch.py tests/test_mss.py tests/test_records.py \
+	tests/test_fuzz_*.py)
 
 # Labs of two processes do not know of each other; a file's tests share a firewall, so they stay together. -n0 in ARGS: one
 # process, as a debugger needs it.

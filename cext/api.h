@@ -29,6 +29,20 @@ enum verdict slowpath_look(struct table *t, struct packet *pkt);
 /* The id of the new session (1..max_sessions) or an enum install_error. */
 int64_t session_install(struct table *t, uint32_t shard, const struct flow_key *key, const struct decision *decision);
 
+/* The dispatch cache: see cache.c.  Closed it neither answers nor learns; opening empties it, and returns the epoch that
+ * begins.  Python opens it after everything that a decision depends on has changed, and closes it before. */
+void cache_close(struct table *t);
+uint32_t cache_open(struct table *t, const struct class_starts *starts);
+/* From now on what is of pkt's class is decided so; a parsed packet.  spread: over how many addresses from d->source on
+ * sources are spread, 0: all get that one.  logged: Python gets a copy of each session as it begins.  False: the epoch is
+ * over, or the rule has too high a number. */
+bool cache_learn(struct table *t, uint32_t epoch, const struct packet *pkt, const struct decision *d, uint32_t spread, bool logged);
+/* How often each rule was hit since it was asked last; rules that were not are left out.  Call again while it returns n. */
+uint32_t cache_take_hits(struct table *t, uint32_t *rules, uint64_t *hits, uint32_t n);
+/* At most n sessions that were begun and are logged.  A session that table_expire() has returned is among them, unless n
+ * is too small.  One thread at a time. */
+uint32_t cache_take_begun(struct table *t, struct session_copy *out, uint32_t n);
+
 /* A PREDICT session with these keys, what is not known being 0, for so many seconds; as session_install(). */
 int64_t session_predict(struct table *t, uint32_t shard, const struct flow_key *key, const struct decision *decision, uint32_t seconds);
 
@@ -56,6 +70,11 @@ uint32_t table_close_all(struct table *t, const struct session_filter *filter, u
  * returns n.  One thread only. */
 uint32_t table_expire(struct table *t, uint32_t now, struct session_copy *ended, uint32_t n);
 void session_free(struct table *t, const uint32_t *ids, uint32_t n);      /* CLOSED to INIT; ports go back to their pools */
+
+/* Lines of the traffic log for copies of sessions that have just begun, or ended, where that is logged; how many copies
+ * were dealt with.  Fewer than n: there is no room, the rest is for the next call. */
+uint32_t record_write(const struct session_copy *copies, uint32_t n, bool ended, const struct record_names *names,
+		      struct record_text *out);
 
 /* NAT pools: one port space per translated address and protocol. */
 int32_t natpool_open(struct table *t, const uint8_t *address);           /* its number, or -1: all MAX_POOLS are taken */

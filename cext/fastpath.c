@@ -37,17 +37,6 @@ static bool wants_reset(const struct packet *pkt, const struct burst *b)
 	return b->table->settings.reset_non_syn[pkt->zone] && !(pkt->tcp_flags & TCP_FLAG_RST);
 }
 
-/* A miss goes to the slow path, unless it has been there, or could not begin a session anyway. */
-static enum verdict miss(const struct packet *pkt, const struct burst *b)
-{
-	if (pkt->mark & MARK_SEEN)
-		return drop(b, FLOW_MARKED_MISS);
-	if (!may_begin(pkt, b) && !wants_reset(pkt, b))
-		return drop(b, FLOW_TCP_NON_SYN_DROP);
-	count_in(b->counter, PKT_PUNT, 1);
-	return VERDICT_PUNT;
-}
-
 static struct session *find_call(const struct packet *pkt, const struct burst *b, int *dir)
 {
 	struct flow_key key = pkt->key;
@@ -269,6 +258,45 @@ static enum verdict pass(struct packet *pkt, struct session *s, int dir, const s
 	return VERDICT_REWRITTEN;
 }
 
+static enum verdict hit(struct packet *pkt, struct session *s, int dir, const struct burst *b)
+{
+	if (s->state[dir] == SESSION_DISCARD)
+		return drop_discarded(pkt, s, dir, b);
+	return pass(pkt, s, dir, b);
+}
+
+static enum verdict punt(const struct burst *b)
+{
+	count_in(b->counter, PKT_PUNT, 1);
+	return VERDICT_PUNT;
+}
+
+/* Begins the session of a packet of a class that is decided already, and lets the packet go on as a hit.  A new DISCARD
+ * session has counted it. */
+static enum verdict begin(struct packet *pkt, const struct burst *b)
+{
+	int64_t begun = cache_begin(pkt, b);
+	struct session *s;
+	int dir;
+
+	if (!begun || !(s = find(pkt, b, &dir)))
+		return punt(b);
+	if (begun == INSTALL_EXISTS || s->state[dir] != SESSION_DISCARD)
+		return hit(pkt, s, dir, b);
+	session_unlock(s);
+	return drop(b, FLOW_POLICY_DENY);
+}
+
+/* A miss begins a session or goes to the slow path, unless it has been there, or could not begin a session anyway. */
+static enum verdict miss(struct packet *pkt, const struct burst *b)
+{
+	if (pkt->mark & MARK_SEEN)
+		return drop(b, FLOW_MARKED_MISS);
+	if (may_begin(pkt, b))
+		return begin(pkt, b);
+	return wants_reset(pkt, b) ? punt(b) : drop(b, FLOW_TCP_NON_SYN_DROP);
+}
+
 enum verdict fastpath(struct packet *pkt, const struct burst *b)
 {
 	struct session *s;
@@ -288,14 +316,12 @@ enum verdict fastpath(struct packet *pkt, const struct burst *b)
 		return pass_error(pkt, b);
 	if (!(s = find(pkt, b, &dir)))
 		return miss(pkt, b);
-	if (s->state[dir] == SESSION_DISCARD)
-		return drop_discarded(pkt, s, dir, b);
-	return pass(pkt, s, dir, b);
+	return hit(pkt, s, dir, b);
 }
 
 enum verdict fastpath_take(struct table *t, uint32_t shard, struct packet *pkt, uint32_t now)
 {
-	struct burst b = {.table = t, .counter = t->counter[shard], .now = now};
+	struct burst b = {.table = t, .counter = t->counter[shard], .shard = shard, .now = now};
 
 	return fastpath(pkt, &b);
 }
@@ -303,7 +329,7 @@ enum verdict fastpath_take(struct table *t, uint32_t shard, struct packet *pkt, 
 /* What the slow path asks of a packet that was a miss a moment ago. */
 enum verdict slowpath_look(struct table *t, struct packet *pkt)
 {
-	struct burst b = {.table = t, .counter = t->counter[SHARD_SLOW], .now = table_now()};
+	struct burst b = {.table = t, .counter = t->counter[SHARD_SLOW], .shard = SHARD_SLOW, .now = table_now()};
 	struct session *s;
 	enum verdict v;
 	int dir;

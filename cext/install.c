@@ -36,7 +36,7 @@ static struct session *take_slot(const struct burst *b, const struct decision *d
 	return s;
 }
 
-/* The key under which answers come back. */
+/* The key under which answers come back.  A translated port, or call id, is for those that have one. */
 static struct flow_key return_key(const struct flow_key *key, const struct decision *d)
 {
 	struct flow_key back = key_mirror(key, d->egress_zone);
@@ -45,7 +45,7 @@ static struct flow_key return_key(const struct flow_key *key, const struct decis
 		memcpy(back.dst, d->source, 16);
 	if (d->destination_nat) {
 		memcpy(back.src, d->destination, 16);
-		if (d->destination_port)
+		if (d->destination_port && key->dport)
 			back.sport = d->destination_port;
 	}
 	if (d->source_nat == SOURCE_BOUND)
@@ -253,20 +253,31 @@ static int64_t install_failed(const struct burst *b, int error)
 	return error;
 }
 
-static int64_t install(const struct burst *b, const struct flow_key *key, const struct decision *d)
+/* As it will be in a moment. */
+static void copy_begun(struct table *t, struct session *s, const struct decision *d, struct session_copy *begun)
+{
+	spin_lock(&s->lock);
+	session_copy_out(t, s, begun);
+	session_unlock(s);
+	memset(begun->session.state, d->discard ? SESSION_DISCARD : SESSION_ACTIVE, sizeof(begun->session.state));
+}
+
+int64_t session_begin(const struct burst *b, const struct flow_key *key, const struct decision *d, struct session_copy *begun)
 {
 	struct session *s = take_slot(b, d);
 	int error;
 
 	assert(d->application < MAX_APPLICATIONS);
 	if (!s)
-		return install_failed(b, INSTALL_FULL);
+		return INSTALL_FULL;
 	session_fill(b->table, s, key, d);
 	error = put_flows(b, s, key, d);
 	if (error) {
 		session_give_back(b->table, s);
-		return install_failed(b, error);
+		return error;
 	}
+	if (begun)      /* before anybody can end it */
+		copy_begun(b->table, s, d, begun);
 	session_open(b->table, s, d->discard);
 	count_in(b->counter, SESSION_INSTALLED, 1);
 	return session_id(b->table, s);
@@ -291,8 +302,10 @@ int64_t session_predict(struct table *t, uint32_t shard, const struct flow_key *
 
 int64_t session_install(struct table *t, uint32_t shard, const struct flow_key *key, const struct decision *d)
 {
-	struct burst b = {.table = t, .counter = t->counter[shard], .now = table_now()};
+	struct burst b = {.table = t, .counter = t->counter[shard], .shard = shard, .now = table_now()};
+	int64_t id;
 
 	assert(shard < MAX_SHARDS);
-	return install(&b, key, d);
+	id = session_begin(&b, key, d, NULL);
+	return id < 0 ? install_failed(&b, (int)id) : id;
 }

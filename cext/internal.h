@@ -19,6 +19,7 @@ struct worker;
 #define SHARE_LOCKS 64
 #define TCP_HEADER_MAX 60
 #define ICMPV6_REDIRECT 137
+#define ADDRESS_SPREAD 0x9e3779b97f4a7c15ull   /* SPREAD of nat.py */
 #define EDITS 16                  /* of one direction that are remembered */
 #define PORT_SPACES 3             /* TCP, UDP, ICMP echo */
 
@@ -87,6 +88,7 @@ struct table {
 	uint64_t pools;
 	uint64_t sharers;
 	uint64_t adjusts;
+	uint64_t cache;
 	uint32_t max_sessions;
 	uint32_t bucket_count;
 	uint32_t overflow_count;
@@ -135,6 +137,7 @@ enum count_kind { COUNT_TCP, COUNT_UDP, COUNT_ICMP, COUNT_OTHER, COUNT_PREDICT, 
 struct burst {
 	struct table *table;
 	uint64_t *counter;        /* the worker's own shard */
+	uint32_t shard;           /* its number */
 	uint32_t now;
 };
 
@@ -239,7 +242,7 @@ void session_set_closed(struct session *s);
 void session_note_end(struct session *s, enum end_reason reason);
 struct session *session_alive(struct table *t, uint32_t id, uint32_t generation);      /* locked, or NULL */
 struct session *session_retake(struct table *t, uint32_t id, uint32_t generation);     /* not locked; NULL: it has ended */
-void session_copy_out(const struct session *s, struct session *copy);
+void session_copy_out(struct table *t, const struct session *s, struct session_copy *copy);
 
 /* wheel.c: callers hold the session's lock, except of wheel_init. */
 void wheel_init(struct table *t, uint32_t now);
@@ -289,6 +292,13 @@ uint32_t random32(void);
 /* share.c */
 bool share_put(struct table *t, uint32_t session, uint64_t mark);                      /* false: somebody has this mark */
 void share_remove(struct table *t, uint32_t session);
+
+/* install.c: as session_install(), without counting a failure.  A copy of the new session goes to `begun`, unless NULL. */
+int64_t session_begin(const struct burst *b, const struct flow_key *key, const struct decision *d, struct session_copy *begun);
+
+/* cache.c */
+uint64_t cache_bytes(void);
+int64_t cache_begin(const struct packet *pkt, const struct burst *b);   /* a new session, INSTALL_EXISTS, or 0: ask Python */
 
 /* fastpath.c */
 enum verdict fastpath(struct packet *pkt, const struct burst *b);

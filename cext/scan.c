@@ -59,8 +59,7 @@ uint32_t table_scan(struct table *t, const struct session_filter *filter, uint32
 
 		if (!s)
 			continue;
-		out[found].id = id;
-		session_copy_out(s, &out[found++].session);
+		session_copy_out(t, s, &out[found++]);
 		session_unlock(s);
 	}
 	*next = id <= t->max_sessions ? id : 0;

@@ -236,10 +236,17 @@ bool discard_is_full(const struct table *t)
 }
 
 /* All but the links and the sequence numbers. */
-void session_copy_out(const struct session *s, struct session *copy)
+static void copy_slot(const struct session *s, struct session *copy)
 {
 	memcpy(copy, s, offsetof(struct session, tcp));
 	memset((char *)copy + offsetof(struct session, tcp), 0, sizeof(*s) - offsetof(struct session, tcp));
+}
+
+void session_copy_out(struct table *t, const struct session *s, struct session_copy *copy)
+{
+	copy->id = session_id(t, s);
+	copy->timeout = session_timeout(t, s);
+	copy_slot(s, &copy->session);
 }
 
 bool session_read(struct table *t, uint32_t id, struct session *copy)
@@ -250,7 +257,7 @@ bool session_read(struct table *t, uint32_t id, struct session *copy)
 		return false;
 	s = session_at(t, id);
 	spin_lock(&s->lock);
-	session_copy_out(s, copy);
+	copy_slot(s, copy);
 	session_unlock(s);
 	return true;
 }

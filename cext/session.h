@@ -19,6 +19,9 @@
 #define MAX_POOLS 4096         /* translated addresses with a port space of their own */
 #define MAX_INTERFACES 250     /* in zones */
 #define MAX_ZONE_IDS 256
+#define MAX_STARTS 131072      /* of intervals of an address, for the dispatch cache */
+#define PORT_STARTS 65536
+#define MAX_HIT_RULES 65536    /* security rules that it knows */
 #define MAX_ADJUSTED 4096      /* connections whose text an ALG has made longer or shorter */
 #define INSPECT_MAX 3900       /* bytes of a packet that the slow queue hands to inspection whole */
 #define INSPECT_ROOM 256       /* bytes by which a segment may grow: kept free by a smaller MSS */
@@ -94,6 +97,7 @@ enum session_flag {
 	FLAG_ADJUSTED = 64,    /* its sequence numbers are translated: see adjust.c */
 	FLAG_PREDICTED = 128,  /* it was expected, or still is */
 	FLAG_BY_SERVER = 256,  /* what made it expected was said by the server of its parent */
+	FLAG_CACHED = 512,     /* a worker has installed it, by what was decided for another of its class */
 };
 
 enum tcp_seen {
@@ -283,6 +287,14 @@ enum source_nat {
 	SOURCE_BOUND,                /* address and port, port_min; a binding holds them, so no other will do */
 };
 
+/* Where the intervals of each field begin that a decision tells apart: ascending, the first at 0. */
+struct class_starts {
+	const uint8_t *address[2];   /* of source, of destination: 16 bytes each, at most MAX_STARTS */
+	const uint16_t *port[2];     /* of TCP, of UDP: host order, at most PORT_STARTS */
+	uint32_t addresses[2];
+	uint32_t ports[2];
+};
+
 /* What session_install() answers instead of a session id. */
 enum install_error {
 	INSTALL_FULL = -1,           /* no slot, and no DISCARD session to make room                     */
@@ -294,7 +306,37 @@ enum install_error {
 /* A session as it was at one moment, with the slot it lives in. */
 struct session_copy {
 	uint32_t id;
+	uint32_t timeout;            /* ticks: its timer, as accelerated aging makes it */
 	struct session session;
+};
+
+/* Names as JSON, by number. */
+struct words {
+	const char *const *json;
+	uint32_t n;
+};
+
+/* What the numbers in a session are called, and when its record is written. */
+struct record_names {
+	struct words rule;
+	struct words action;         /* by rule */
+	struct words nat_rule;
+	struct words application;
+	struct words zone;
+	struct words reason;         /* by enum end_reason */
+	struct words interface;
+	const uint32_t *ifindex;     /* of each interface */
+	const char *time;            /* JSON */
+	uint32_t longest;            /* length of the longest name */
+	uint32_t now;                /* tick */
+};
+
+/* Room for lines, and what was written there. */
+struct record_text {
+	char *text;
+	uint32_t size;
+	uint32_t used;
+	uint32_t lines;
 };
 
 /* Every condition that is set must hold.  Zones, ports, protocol: 0 is any; addresses are ranges, compared as bytes. */
@@ -388,6 +430,7 @@ enum counter {
 	DROPS_END,
 
 	SESSION_INSTALLED,
+	SESSION_CACHED,
 	SESSION_FREED,
 	SESSION_EXPIRED,
 	SESSION_DISCARD_EVICTED,

@@ -1,5 +1,5 @@
 /* table.c - the mapping that holds everything: head, slots, hash, overflow buckets, pools, sharers of their ports, edited
- * connections.  Links are indices, so it may lie anywhere.  What a session may go through is in session.c, how it is found in flowhash.c.
+ * connections, the dispatch cache.  Links are indices, so it may lie anywhere.  What a session may go through is in session.c, how it is found in flowhash.c.
  *
  * Lock order: bucket, then slot, then wheel / discard list / free list.  Nobody takes a bucket while holding a slot.
  */
@@ -69,7 +69,8 @@ struct table *table_create(uint32_t max_sessions, uint32_t planes)
 	uint64_t pools_at = overflow_at_ + align((uint64_t)overflow * sizeof(struct bucket));
 	uint64_t sharers_at = pools_at + (uint64_t)planes * MAX_POOLS * sizeof(struct natpool);
 	uint64_t adjusts_at = sharers_at + (planes > 1 ? align((max_sessions + 1ull) * sizeof(struct sharer)) : 0);
-	uint64_t size = adjusts_at + align(MAX_ADJUSTED * sizeof(struct adjust));
+	uint64_t cache_at = adjusts_at + align(MAX_ADJUSTED * sizeof(struct adjust));
+	uint64_t size = cache_at + align(cache_bytes());
 	struct table *t;
 
 	if (!max_sessions || max_sessions > 1u << 30 || !planes || planes > MAX_PLANES) {
@@ -90,6 +91,7 @@ struct table *table_create(uint32_t max_sessions, uint32_t planes)
 	t->pools = pools_at;
 	t->sharers = sharers_at;
 	t->adjusts = adjusts_at;
+	t->cache = cache_at;
 	t->planes = planes;
 	t->max_sessions = max_sessions;
 	t->bucket_count = buckets;

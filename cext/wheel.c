@@ -139,8 +139,7 @@ static bool judge(struct table *t, uint32_t id, uint32_t now, struct session_cop
 		if (s->state[0] != SESSION_CLOSING)
 			session_set_closing(t, s, END_AGED_OUT);
 		session_set_closed(s);
-		ended->id = id;
-		session_copy_out(s, &ended->session);
+		session_copy_out(t, s, ended);
 	} else {
 		wheel_insert(t, s, due);
 	}

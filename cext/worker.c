@@ -14,6 +14,7 @@ struct worker {
 	struct queue queue;
 	struct table *table;
 	uint64_t *counter;
+	uint32_t shard;
 	uint32_t punt_verdict;
 	uint32_t stop;
 };
@@ -35,6 +36,7 @@ struct worker *worker_open(struct table *t, uint32_t shard, uint16_t queue, uint
 	}
 	w->table = t;
 	w->counter = t->counter[shard];
+	w->shard = shard;
 	w->punt_verdict = NF_QUEUE_NR(slow_queue) | (fail_open ? NF_VERDICT_FLAG_QUEUE_BYPASS : 0);
 	return w;
 }
@@ -74,7 +76,7 @@ static void answer(struct worker *w, const struct queued *p, enum verdict v)
 int worker_run(struct worker *w)
 {
 	while (!__atomic_load_n(&w->stop, __ATOMIC_RELAXED)) {
-		struct burst b = {.table = w->table, .counter = w->counter};
+		struct burst b = {.table = w->table, .counter = w->counter, .shard = w->shard};
 		int n = queue_receive(&w->queue, w->counter);
 
 		if (n < 0)

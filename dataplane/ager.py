@@ -7,12 +7,11 @@ sockets of the firewall hold, and the count of packets that the kernel has dropp
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from dataplane.ffi import lib
-from dataplane.flow import Session
-from dataplane.sessions import EXPIRE_BATCH, SessionTable
+from dataplane.sessions import EXPIRE_BATCH, Copies, SessionTable
 from dataplane.sockets import queue_drops, used_ports
 
 TICK = 0.1  # seconds
@@ -31,18 +30,23 @@ class Rates:
 
 
 class Ager(threading.Thread):
-    """`ended(session)` is called for every session that ends, then `leaving(sessions)` before they are freed."""
+    """`begun()` is called in every tick, after what has ended is known and before it is told: who logs there tells the
+    start of a session before its end. `ended(sessions)` is called with those that end, then `leaving(sessions)` before
+    they are freed.
+    """
 
     def __init__(
         self,
         table: SessionTable,
-        ended: Callable[[Session], None],
-        leaving: Callable[[Iterable[Session]], None],
+        begun: Callable[[], None],
+        ended: Callable[[Copies], None],
+        leaving: Callable[[Copies], None],
         queues: Collection[int] = (),
     ) -> None:
         super().__init__(name="ager", daemon=True)
         self.rates = Rates()
         self._table = table
+        self._begun = begun
         self._ended = ended
         self._leaving = leaving
         self._queues = queues
@@ -74,8 +78,8 @@ class Ager(threading.Thread):
         while True:
             sessions = self._table.expire()
             try:
-                for session in sessions:
-                    self._ended(session)
+                self._begun()
+                self._ended(sessions)
             finally:  # whatever becomes of a record: nobody else will ever see these sessions
                 lib.table_count(self._table.pointer, lib.SHARD_AGER, lib.SESSION_EXPIRED, len(sessions))
                 self._leaving(sessions)

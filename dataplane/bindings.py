@@ -71,6 +71,12 @@ class Bindings:
                     self._release(binding)
         return session_id
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is held for any session."""
+        with self._lock:
+            return not self._by_session
+
     def ended(self, sessions: Iterable[Session]) -> None:
         """Sessions whose slots are about to be freed: a binding ends with the last that uses it."""
         with self._lock:

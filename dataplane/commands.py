@@ -160,6 +160,7 @@ class Commands:
 
     def rule_hit_count(self, arguments: Arguments) -> Iterator[object]:
         del arguments
+        self._engine.catch_up()
         for rule in self._engine.policy.security_rules:
             hits = self._engine.hits.of(rule.name)
             yield {

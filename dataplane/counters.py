@@ -70,6 +70,7 @@ DESCRIPTIONS: dict[str, tuple[str, str, str, str]] = {
     "alg_stream_gap": ("drop", "alg", "pktproc", "Packets dropped: inspected stream has a gap before them"),
     "alg_stream_held": ("drop", "alg", "pktproc", "Packets dropped: their bytes go on with the rest of a command"),
     "session_installed": ("info", "session", "session", "Sessions installed"),
+    "session_cached": ("info", "session", "session", "Sessions installed by the dispatch cache"),
     "session_freed": ("info", "session", "session", "Sessions freed"),
     "session_expired": ("info", "session", "session", "Sessions ended by their timer"),
     "session_discard_evicted": ("info", "session", "resource", "Discard sessions ended early to make room"),
@@ -153,17 +154,20 @@ class Hits:
 
 
 class HitCounts:
-    """Hits by rule name: one per new session or denied first packet. Written by the slow path only."""
+    """Hits by rule name: one per new session or denied first packet. Any thread."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._hits: dict[str, Hits] = {}
 
-    def add(self, rule: str) -> None:
-        hits = self._hits.get(rule)
-        if hits is None:
-            hits = self._hits[rule] = Hits(first=time.time())
-        hits.count += 1
-        hits.last = time.time()
+    def add(self, rule: str, n: int = 1) -> None:
+        now = time.time()
+        with self._lock:
+            hits = self._hits.get(rule)
+            if hits is None:
+                hits = self._hits[rule] = Hits(first=now)
+            hits.count += n
+            hits.last = now
 
     def of(self, rule: str) -> Hits:
         return self._hits.get(rule, Hits())

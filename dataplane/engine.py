@@ -18,6 +18,7 @@ from dataplane.ager import Ager
 from dataplane.alg import factories
 from dataplane.bindings import Bindings
 from dataplane.counters import GlobalCounters, HitCounts
+from dataplane.dispatch import Dispatch
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Session
@@ -29,13 +30,14 @@ from dataplane.policy.compile import CompiledPolicy, compile_policy
 from dataplane.policy.model import Config
 from dataplane.predict import Predictions
 from dataplane.quotas import Quotas
+from dataplane.records import Records
 from dataplane.replies import Replies
 from dataplane.routes import Monitor, is_link_local
 from dataplane.rules import Hooks
 from dataplane.rules.answering import Answering
 from dataplane.rules.probe import find_backend, remove_leavings
 from dataplane.rules.sysctls import Sysctls
-from dataplane.sessions import HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, SessionTable
+from dataplane.sessions import HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, Copies, SessionTable
 from dataplane.slowpath import HOST_INBOUND, SlowPath, World
 from dataplane.wires import Wires
 
@@ -58,6 +60,7 @@ class Engine:
         self.policy: CompiledPolicy = compile_policy(config)
         self.failed = threading.Event()
         self._losing = threading.Lock()
+        self._catching_up = threading.Lock()
         self.names = Names(MAX_APPLICATIONS, HOST_ZONE)
         self.hits = HitCounts()
         self.counters = GlobalCounters()
@@ -68,7 +71,8 @@ class Engine:
         self.system_log = LogWriter(log_dir / "system.json", self._records_lost)
         self._system_handler = SystemLog(self.system_log)
         self.monitor = Monitor(self._host_changed)
-        self._actions: dict[int, str] = {}  # rule number -> action, for the records of sessions that end
+        self._actions: dict[int, str] = {}  # rule number -> action, for the records that C writes
+        self.records = Records()
         self._sysctls = Sysctls(runtime_dir)
         self._answering = Answering(runtime_dir)
         self._wires = Wires(config.virtual_wires, runtime_dir)
@@ -76,6 +80,7 @@ class Engine:
         self._replies = Replies(MARK_OWN)
         self.predictions = Predictions()
         self.inspection = Inspection(self.table, self.predictions)
+        self.dispatch = Dispatch(self.table) if config.settings.dispatch_cache else None
         self._load_settings()
         self.slowpath = SlowPath(
             self._slow_queue,
@@ -83,13 +88,14 @@ class Engine:
             self.bindings,
             self.quotas,
             self.inspection,
+            self.dispatch,
             self._world(),
             self.hits,
             self._replies,
             self._record,
             self.failed,
         )
-        self.ager = Ager(self.table, self._session_ended, self._sessions_leave, self._queues)
+        self.ager = Ager(self.table, self.catch_up, self._sessions_ended, self._sessions_leave, self._queues)
         self._workers: list[tuple[Any, threading.Thread]] = []
         self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
 
@@ -303,6 +309,7 @@ class Engine:
     def _tell_table(self, world: World) -> None:
         """What C needs to know of the host: zones and clamps by interface, and whose address is whose."""
         self.names.set_interfaces({link.ifindex: link.name for link in world.links})
+        self.records.know(self.names, self._actions)
         self.table.set_zones(world.zone_by_interface)
         self.table.set_clamps(mss_clamps(world))
         own = [(address, address, HOST_ZONE) for link in world.links for address in link.addresses]
@@ -360,15 +367,29 @@ class Engine:
         if self.config.log.traffic:
             self.traffic_log.write(traffic_record(event, session, self.names, action, reason))
 
-    def _session_ended(self, session: Session) -> None:
-        """A DISCARD session has had its record when its first packet was refused."""
-        if session.log_end and session.rule in self._actions and self._actions[session.rule] == "allow":
-            self._record("end", session, "allow", session.end_reason)
+    def catch_up(self) -> None:
+        """Count and log what the dispatch cache has begun or refused since the last time. Any thread."""
+        with self._catching_up:
+            while hits := self.table.take_hits():
+                for rule, n in hits:
+                    self.hits.add(self.names.rules.name(rule), n)
+            while sessions := self.table.take_begun():
+                self._write_lines(self.records.begun(sessions))
 
-    def _sessions_leave(self, sessions: Iterable[Session]) -> None:
-        self.inspection.ended(sessions)
-        self.bindings.ended(sessions)
-        self.quotas.ended(sessions)
+    def _sessions_ended(self, sessions: Copies) -> None:
+        with self._catching_up:
+            self._write_lines(self.records.ended(sessions))
+
+    def _write_lines(self, made: Iterable[tuple[bytes, int]]) -> None:
+        for lines, n in made:
+            if self.config.log.traffic:
+                self.traffic_log.write_lines(lines, n)
+
+    def _sessions_leave(self, sessions: Copies) -> None:
+        """Whoever holds nothing need not look at them."""
+        for holder in (self.inspection, self.bindings, self.quotas):
+            if not holder.idle:
+                holder.ended(sessions)
 
     def _records_lost(self, n: int) -> None:
         with self._losing:  # a shard has one writer at a time, and anybody may log

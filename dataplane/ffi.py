@@ -22,25 +22,34 @@ def enum_names(enum: str) -> dict[int, str]:
 
 
 def unpacker(name: str, fields: list[str]) -> struct.Struct:
-    """Reads those fields of a C struct out of its bytes in one call; their order must be that of session.h.
+    """Reads or writes those fields of a C struct in one call; their order must be that of session.h.
 
-    An array of numbers gives one value per element, one of structs its bytes. Reading field by field through cffi takes
-    ten times as long.
+    An array of numbers is one value per element, one of bytes or structs is bytes; a field of a field is written with
+    a dot. Going field by field through cffi takes ten times as long.
     """
-    layout = dict(ffi.typeof(f"struct {name}").fields)
+    whole = ffi.typeof(f"struct {name}")
     form, at = "=", 0
     for field in fields:
-        offset, ctype = layout[field].offset, layout[field].type
+        offset, ctype = _place(whole, field)
         assert offset >= at, f"{field} lies before the field named before it"
         form += f"{offset - at}x"
         if ctype.kind == "primitive":
             form += CODES[ctype.cname]
-        elif ctype.item.kind == "primitive":
+        elif ctype.item.cname in CODES and ffi.sizeof(ctype.item) > 1:
             form += f"{ctype.length}{CODES[ctype.item.cname]}"
         else:
             form += f"{ffi.sizeof(ctype)}s"
         at = offset + ffi.sizeof(ctype)
-    return struct.Struct(form)
+    return struct.Struct(f"{form}{ffi.sizeof(whole) - at}x")
+
+
+def _place(ctype: Any, field: str) -> tuple[int, Any]:
+    """Where a field begins, and its type."""
+    offset = 0
+    for name in field.split("."):
+        step = dict(ctype.fields)[name]
+        offset, ctype = offset + step.offset, step.type
+    return offset, ctype
 
 
 def check(pointer: Any, what: str) -> Any:

@@ -87,3 +87,4 @@ class Session(NamedTuple):
     inspected: bool = False
     predicted: bool = False  # it was expected, or still is
     by_server: bool = False
+    cached: bool = False  # C has begun it, by what was decided for another of its class

@@ -547,6 +547,12 @@ class Inspection:
 
     # ---- ends ----
 
+    @property
+    def idle(self) -> bool:
+        """No session is read or expected, and none holds a port that was lent."""
+        with self._lock:
+            return not (self._conversations or self._lent or self.predictions)
+
     def ended(self, sessions: Iterable[Session]) -> None:
         """Sessions whose slots are about to be freed: children that have not come are not waited for any more."""
         for session in sessions:

@@ -61,7 +61,7 @@ def traffic_record(event: str, session: Session, names: Names, action: str, reas
         "ingress_interface": names.interface(session.ingress),
         "egress_interface": names.interface(session.egress),
         "flags": nat_flags(session),
-        "via": "slow",
+        "via": "cache" if session.cached else "slow",
     }
 
 
@@ -97,22 +97,31 @@ class LogWriter(threading.Thread):
         super().__init__(name=f"log-{path.stem}", daemon=True)
         self._path = path
         self._lost = lost
-        self._waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[bytes, int]] = queue.SimpleQueue()  # lines, and how many
+        self._records = 0  # that wait
+        self._counting = threading.Lock()
         self._ending = threading.Event()
         self._failing = False
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Queue a record; never blocks. As a line: a waiting dict would take three times the memory."""
-        if self._waiting.qsize() >= QUEUE_LENGTH:
-            self._lost(1)
-            return
-        self._waiting.put(msgspec.json.encode(record) + b"\n")
+        self.write_lines(msgspec.json.encode(record) + b"\n", 1)
+
+    def write_lines(self, lines: bytes, n: int) -> None:
+        """Queue n records that are lines already; never blocks."""
+        with self._counting:
+            full = self._records + n > QUEUE_LENGTH
+            self._records += 0 if full else n
+        if full:
+            self._lost(n)
+        else:
+            self._waiting.put((lines, n))
 
     def run(self) -> None:
         while not self._ending.is_set() or not self._waiting.empty():
-            batch = self._take()
+            batch, records = self._take()
             if batch:
-                self._append(batch)
+                self._append(batch, records)
             else:
                 self._ending.wait(IDLE)
 
@@ -121,20 +130,26 @@ class LogWriter(threading.Thread):
         self._ending.set()
         self.join(STOP_TIMEOUT)
 
-    def _take(self) -> list[bytes]:
+    def _take(self) -> tuple[list[bytes], int]:
+        """About BATCH records, and how many there are."""
         batch: list[bytes] = []
-        while len(batch) < BATCH:
+        records = 0
+        while records < BATCH:
             try:
-                batch.append(self._waiting.get_nowait())
+                lines, n = self._waiting.get_nowait()
             except queue.Empty:
                 break
-        return batch
+            batch.append(lines)
+            records += n
+        with self._counting:
+            self._records -= records
+        return batch, records
 
-    def _append(self, batch: list[bytes]) -> None:
+    def _append(self, batch: list[bytes], records: int) -> None:
         try:
             append(self._path, b"".join(batch))
         except OSError as error:
-            self._lost(len(batch))
+            self._lost(records)
             if not self._failing:
                 self._failing = True  # first: the message may come back to this very log
                 log.error("%s: %s; records are lost until this is mended", self._path, error)

@@ -27,6 +27,10 @@ class Numbering:
     def name(self, number: int) -> str:
         return self._names[number]
 
+    def names(self) -> tuple[str, ...]:
+        """Every name so far, by its number."""
+        return tuple(self._names)
+
     def find(self, name: str) -> int | None:
         """The number of a name, or None if it was never seen."""
         return self._numbers.get(name)
@@ -57,6 +61,10 @@ class Names:
 
     def zone_id(self, name: str) -> int | None:
         return next((number for number, zone in self._zones.items() if zone == name), None)
+
+    def interfaces(self) -> dict[int, str]:
+        """Names by index, of all that were ever known."""
+        return dict(self._interfaces)
 
     def interface(self, index: int) -> str:
         return self._interfaces.get(index, str(index))

@@ -45,6 +45,11 @@ class Quotas:
         """How many sessions a source may have, and how many that hold a translated port; 0: as many as it likes."""
         self._limits = {port: limit for port, limit in ((False, sessions), (True, ports)) if limit}
 
+    @property
+    def unlimited(self) -> bool:
+        """No source has a quota."""
+        return not self._limits
+
     def install(self, key: FlowKey, decision: Decision, length: int) -> int:
         """As SessionTable.install(). Slow path thread only."""
         limits = self._limits
@@ -63,6 +68,12 @@ class Quotas:
             for claim in claims:
                 self._held[claim] += 1
         return session_id
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is held for any session."""
+        with self._lock:
+            return not self._by_session
 
     def ended(self, sessions: Iterable[Session]) -> None:
         """Sessions whose slots are about to be freed make room for others of their source."""

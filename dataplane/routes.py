@@ -184,36 +184,53 @@ class Fib:
     def replace(self, entries: Iterable[Entry], orders: Mapping[int, Order]) -> None:
         """Put new tables in place of the old ones and forget what the kernel was asked."""
         rows = (*FIXED, *entries)
-        self._resolvers = (
+        self.snapshot = Snapshot(
             self._resolver(rows, socket.AF_INET6, orders[socket.AF_INET6]),
             self._resolver(rows, socket.AF_INET, orders[socket.AF_INET]),
         )
 
     def lookup(self, address: int) -> Route | None:
         """The route that a new packet to `address` takes; None if there is none."""
-        return self._resolvers[address >> 32 == 0xFFFF](address)
+        return self.snapshot.by_family[address >> 32 == 0xFFFF](address)
 
-    def _resolver(self, rows: Sequence[Entry], family: int, order: Order) -> Resolver:
+    def _resolver(self, rows: Sequence[Entry], family: int, order: Order) -> "_Layered | _Asked":
         tables = [
             _intervals([row for row in rows if row.family == family and row.table == table])
             for table in (FIXED[0].table, *(order or ()))
         ]
         if order is not None:
-            return _Layered(tables).lookup
+            return _Layered(tables)
         if self._ask is None:
             raise DataplaneError("routing rules depend on more than the destination, and there is no kernel to ask")
-        return _Asked(_Layered(tables), self._ask).lookup
+        return _Asked(_Layered(tables), self._ask)
+
+
+class Snapshot:
+    """One state of a Fib: replaced, never changed."""
+
+    def __init__(self, ipv6: "_Layered | _Asked", ipv4: "_Layered | _Asked") -> None:
+        self._resolvers = ipv6, ipv4
+        self.by_family: tuple[Resolver, Resolver] = ipv6.lookup, ipv4.lookup
+
+    def starts(self) -> set[int] | None:
+        """Where one route ends and another begins, along the number line; None where the kernel has to be asked."""
+        starts = {MAPPED, MAPPED + (1 << 32)}
+        for resolver in self._resolvers:
+            if not isinstance(resolver, _Layered):
+                return None
+            starts.update(resolver.starts)
+        return starts
 
 
 class _Layered:
     """Tables laid over each other: in every interval the first table that has a route there."""
 
     def __init__(self, tables: Sequence[Intervals]) -> None:
-        self._starts = sorted({start for starts, _ in tables for start in starts})
-        self._routes = [_first_match(tables, start) for start in self._starts]
+        self.starts = sorted({start for starts, _ in tables for start in starts})
+        self._routes = [_first_match(tables, start) for start in self.starts]
 
     def lookup(self, address: int) -> Route | None:
-        return self._routes[bisect_right(self._starts, address) - 1]
+        return self._routes[bisect_right(self.starts, address) - 1]
 
 
 class _Asked:

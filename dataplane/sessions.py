@@ -6,8 +6,10 @@ generation, so that a slot that has begun another life meanwhile is not meant.
 
 import socket
 import struct
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, overload
 
 from dataplane.ffi import check, enum_names, ffi, lib, unpacker
 from dataplane.flow import Decision, FlowKey, Session, Translation
@@ -28,6 +30,7 @@ ALIVE = END_REASONS.index("none")
 COUNTERS = tuple(name.lower() for name in enum_names("counter").values())[: lib.COUNTERS]
 SCAN_BATCH = 1024  # copies in memory at once
 EXPIRE_BATCH = 4096
+RULES_BATCH = 1024
 
 PORT_WORDS = 1024
 
@@ -36,7 +39,14 @@ SESSION_FIELDS = [
     "key", "generation", "bytes", "packets", "last_seen", "state", "type", "end_reason", "application", "flags", "rule",
     "nat_rule", "ingress", "egress", "start", "start_tick", "parent",
 ]  # fmt: skip
-SESSION = unpacker("session", SESSION_FIELDS)
+COPY = unpacker("session_copy", ["id", "timeout", *(f"session.{name}" for name in SESSION_FIELDS)])
+ID = unpacker("session_copy", ["id"])
+DECISION = unpacker("decision", [name for name, _ in ffi.typeof("struct decision").fields])
+NO_ADDRESS = bytes(16)
+SNAT, DNAT, LOG_END, HOST = lib.FLAG_SNAT, lib.FLAG_DNAT, lib.FLAG_LOG_END, lib.FLAG_HOST
+INSPECTED, PREDICTED, BY_SERVER = lib.FLAG_INSPECTED, lib.FLAG_PREDICTED, lib.FLAG_BY_SERVER
+CACHED = lib.FLAG_CACHED
+SOURCE_KEEP, SOURCE_STATIC, SOURCE_PORT, SOURCE_BOUND = enum_names("source_nat")
 
 
 class InstallError(Exception):
@@ -58,6 +68,37 @@ INSTALL_FAILURES = {
 }
 
 
+class Copies(Sequence[Session]):
+    """Copies in C memory, good until whoever gave them is asked again; read when somebody looks at them."""
+
+    def __init__(self, pointer: Any, n: int) -> None:
+        self.pointer = pointer
+        self._n = n
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, index: int) -> Session: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Session]: ...
+    def __getitem__(self, index: int | slice) -> Session | list[Session]:
+        return self._sessions[index]
+
+    @property
+    def ids(self) -> list[int]:
+        return [values[0] for values in ID.iter_unpack(self._bytes)]
+
+    @property
+    def _bytes(self) -> Any:
+        return ffi.buffer(self.pointer, self._n * COPY.size)
+
+    @cached_property
+    def _sessions(self) -> list[Session]:
+        now = lib.table_now()
+        return [_session(values, now) for values in COPY.iter_unpack(self._bytes)]
+
+
 class SessionTable:
     """The table of one daemon, for at most `max_sessions` sessions; DataplaneError if memory is refused.
 
@@ -70,9 +111,14 @@ class SessionTable:
         made = lib.table_create(max_sessions, oversubscription)
         self.pointer = check(made, f"a table for {max_sessions} sessions")
         self._decision = ffi.new("struct decision *")
+        self._decision_bytes = ffi.buffer(self._decision)
         self._key = ffi.new("struct flow_key *")
+        self._key_bytes = ffi.buffer(self._key)
         self._slot = ffi.new("struct session *")
         self._ended = ffi.new("struct session_copy[]", EXPIRE_BATCH)
+        self._begun = ffi.new("struct session_copy[]", EXPIRE_BATCH)
+        self._hit_rules = ffi.new("uint32_t[]", RULES_BATCH)
+        self._hit_counts = ffi.new("uint64_t[]", RULES_BATCH)
 
     def close(self) -> None:
         """Give the memory back; no worker and no other thread may use the table any more."""
@@ -125,10 +171,9 @@ class SessionTable:
 
         Raises InstallError (counted) or AlreadyInstalled. Slow path thread only.
         """
-        c_key, c_decision = self._key, self._decision
-        _write_key(c_key, key)
-        _write_decision(c_decision, decision, length)
-        result: int = lib.session_install(self.pointer, lib.SHARD_SLOW, c_key, c_decision)
+        _write_key(self._key_bytes, key)
+        _write_decision(self._decision_bytes, decision, length)
+        result: int = lib.session_install(self.pointer, lib.SHARD_SLOW, self._key, self._decision)
         if result > 0:
             return result
         if result == lib.INSTALL_EXISTS:
@@ -141,9 +186,9 @@ class SessionTable:
         Raises InstallError (counted). Slow path thread only.
         """
         keys = ffi.new("struct flow_key[2]")
-        _write_key(ffi.addressof(keys, 0), key)
-        _write_key(ffi.addressof(keys, 1), back)
-        _write_decision(self._decision, decision, 0)
+        _write_key(ffi.buffer(keys), key)
+        _write_key(ffi.buffer(keys), back, KEY.size)
+        _write_decision(self._decision_bytes, decision, 0)
         result: int = lib.session_predict(self.pointer, lib.SHARD_SLOW, keys, self._decision, seconds)
         if result < 0:
             raise InstallError(INSTALL_FAILURES[result])
@@ -177,15 +222,52 @@ class SessionTable:
         """Add to a counter (lib.FLOW_...) in the slow path's shard. Slow path thread only."""
         lib.table_count(self.pointer, lib.SHARD_SLOW, counter, n)
 
+    # ---- the dispatch cache ----
+
+    def close_cache(self) -> None:
+        """Forget every template; until open_cache() it neither answers nor learns."""
+        lib.cache_close(self.pointer)
+
+    def open_cache(self, lines: Iterable[Sequence[int]]) -> int:
+        """With the starts of the intervals of source, destination, TCP and UDP ports; the epoch that begins."""
+        source, destination, tcp, udp = lines
+        addresses = [b"".join(start.to_bytes(16) for start in line) for line in (source, destination)]
+        ports = [array("H", line) for line in (tcp, udp)]
+        kept = [ffi.from_buffer("uint8_t[]", line) for line in addresses]
+        kept_ports = [ffi.from_buffer("uint16_t[]", line) for line in ports]
+        sizes = [len(source), len(destination)], [len(tcp), len(udp)]
+        return int(lib.cache_open(self.pointer, ffi.new("struct class_starts *", [kept, kept_ports, *sizes])))
+
+    def learn(self, epoch: int, packet: Any, pool: tuple[int, int] | None, logged: bool) -> bool:
+        """What was installed last holds for all of the packet's class from now on; False: the epoch is over.
+
+        pool: first address and number of those over which sources are spread. Slow path thread only.
+        """
+        first, spread = pool or (None, 0)
+        if first is not None:
+            self._decision.source = first.to_bytes(16)
+        return bool(lib.cache_learn(self.pointer, epoch, packet, self._decision, spread, logged))
+
+    def take_hits(self) -> list[tuple[int, int]]:
+        """(rule, sessions begun or refused by it in C since this was asked last); of RULES_BATCH rules at most."""
+        n = lib.cache_take_hits(self.pointer, self._hit_rules, self._hit_counts, RULES_BATCH)
+        return [(self._hit_rules[i], self._hit_counts[i]) for i in range(n)]
+
+    def take_begun(self) -> Copies:
+        """At most EXPIRE_BATCH sessions that C has begun, as they were then. One thread at a time."""
+        return Copies(self._begun, lib.cache_take_begun(self.pointer, self._begun, EXPIRE_BATCH))
+
     # ---- views ----
 
     def read(self, session_id: int) -> Session | None:
         """The session in a slot, alive or ended; None where there is no such slot or it was never used."""
         copy = ffi.new("struct session_copy *")
         copy.id = session_id
-        if not lib.session_read(self.pointer, session_id, ffi.addressof(copy, "session")):
+        session = ffi.addressof(copy, "session")
+        if not lib.session_read(self.pointer, session_id, session) or not session.generation:
             return None
-        return self._session(copy) if copy.session.generation else None
+        copy.timeout = lib.session_timeout(self.pointer, session)
+        return _session(COPY.unpack(ffi.buffer(copy)), lib.table_now())
 
     def scan(self, session_filter: Any = None, start_at: int = 0) -> Iterator[Session]:
         """Sessions in the order of their ids, from start_at on; memory for SCAN_BATCH of them at a time."""
@@ -194,7 +276,7 @@ class SessionTable:
         following = ffi.new("uint32_t *", min(start_at, self.max_sessions + 1))
         while True:
             n = lib.table_scan(self.pointer, session_filter, following, batch, SCAN_BATCH)
-            yield from [self._session(batch[i]) for i in range(n)]
+            yield from Copies(batch, n)
             if not following[0]:
                 return
 
@@ -239,51 +321,50 @@ class SessionTable:
         """End every session that passes the filter; how many."""
         return int(lib.table_close_all(self.pointer, session_filter, END_REASONS.index(reason)))
 
-    def expire(self) -> list[Session]:
+    def expire(self) -> Copies:
         """At most EXPIRE_BATCH sessions that have ended, now CLOSED: log them, then free() them. Ager only."""
         n = lib.table_expire(self.pointer, lib.table_now(), self._ended, EXPIRE_BATCH)
-        return [self._session(self._ended[i]) for i in range(n)]
+        return Copies(self._ended, n)
 
-    def free(self, sessions: Iterable[Session]) -> None:
+    def free(self, sessions: Copies) -> None:
         """CLOSED sessions leave the table and give their ports back. Ager only."""
-        ids = [session.id for session in sessions]
-        lib.session_free(self.pointer, ids, len(ids))
+        lib.session_free(self.pointer, sessions.ids, len(sessions))
 
-    def _session(self, copy: Any) -> Session:
-        raw = ffi.addressof(copy, "session")
-        now, timeout = lib.table_now(), lib.session_timeout(self.pointer, raw)
-        (
-            keys, generation, bytes_c2s, bytes_s2c, packets_c2s, packets_s2c, last_seen, state, _, kind, end_reason,
-            application, flags, rule, nat_rule, ingress, egress, start, start_tick, parent,
-        ) = SESSION.unpack_from(ffi.buffer(raw))  # fmt: skip # one value per field of SESSION_FIELDS
-        return Session(
-            id=copy.id,
-            generation=generation,
-            c2s=read_key(keys),
-            s2c=read_key(keys, KEY.size),
-            state=STATES[state],
-            type=TYPES[kind],
-            end_reason=None if end_reason == ALIVE else END_REASONS[end_reason],
-            bytes=(bytes_c2s, bytes_s2c),
-            packets=(packets_c2s, packets_s2c),
-            timeout=timeout / TICKS,
-            time_to_live=max(timeout - (now - last_seen & 0xFFFFFFFF), 0) / TICKS,
-            start=start,
-            elapsed=(now - start_tick & 0xFFFFFFFF) / TICKS,
-            application=application,
-            rule=rule,
-            nat_rule=nat_rule - 1 if nat_rule else None,
-            ingress=ingress,
-            egress=egress,
-            source_nat=bool(flags & lib.FLAG_SNAT),
-            destination_nat=bool(flags & lib.FLAG_DNAT),
-            log_end=bool(flags & lib.FLAG_LOG_END),
-            host=bool(flags & lib.FLAG_HOST),
-            parent=parent,
-            inspected=bool(flags & lib.FLAG_INSPECTED),
-            predicted=bool(flags & lib.FLAG_PREDICTED),
-            by_server=bool(flags & lib.FLAG_BY_SERVER),
-        )
+
+def _session(values: tuple[Any, ...], now: int) -> Session:
+    (
+        session_id, timeout, keys, generation, bytes_c2s, bytes_s2c, packets_c2s, packets_s2c, last_seen, states, kind,
+        end_reason, application, flags, rule, nat_rule, ingress, egress, start, start_tick, parent,
+    ) = values  # fmt: skip # one per field of COPY
+    return Session(
+        session_id,
+        generation,
+        read_key(keys),
+        read_key(keys, KEY.size),
+        STATES[states[0]],
+        TYPES[kind],
+        None if end_reason == ALIVE else END_REASONS[end_reason],
+        (bytes_c2s, bytes_s2c),
+        (packets_c2s, packets_s2c),
+        timeout / TICKS,
+        max(timeout - (now - last_seen & 0xFFFFFFFF), 0) / TICKS,
+        start,
+        (now - start_tick & 0xFFFFFFFF) / TICKS,
+        application,
+        rule,
+        nat_rule - 1 if nat_rule else None,
+        ingress,
+        egress,
+        flags & SNAT != 0,
+        flags & DNAT != 0,
+        flags & LOG_END != 0,
+        flags & HOST != 0,
+        parent,
+        flags & INSPECTED != 0,
+        flags & PREDICTED != 0,
+        flags & BY_SERVER != 0,
+        flags & CACHED != 0,
+    )
 
 
 def read_key(raw: Any, at: int = 0) -> FlowKey:
@@ -292,43 +373,53 @@ def read_key(raw: Any, at: int = 0) -> FlowKey:
     return FlowKey(int.from_bytes(src), int.from_bytes(dst), sport, dport, proto, zone, family)
 
 
-def _write_key(target: Any, key: FlowKey) -> None:
-    KEY.pack_into(ffi.buffer(target), 0, key.src.to_bytes(16), key.dst.to_bytes(16), *key[2:])
+def _write_key(target: Any, key: FlowKey, at: int = 0) -> None:
+    src, dst, sport, dport, proto, zone, family = key
+    KEY.pack_into(target, at, src.to_bytes(16), dst.to_bytes(16), sport, dport, proto, zone, family)
 
 
 def _write_decision(target: Any, decision: Decision, first_len: int) -> None:
-    target.discard = decision.discard
-    target.first_len = first_len
-    target.egress_zone = decision.egress_zone
-    target.application = decision.application
-    target.flags = (
-        (decision.log_end and lib.FLAG_LOG_END)
-        | (decision.host and lib.FLAG_HOST)
-        | (decision.inspected and lib.FLAG_INSPECTED)
-        | (bool(decision.parent) and lib.FLAG_PREDICTED)
-        | (decision.by_server and lib.FLAG_BY_SERVER)
+    translation = decision.translation or NO_TRANSLATION
+    source, destination = translation.source, translation.destination
+    DECISION.pack_into(
+        target,
+        0,
+        decision.egress_zone,
+        _source_nat(translation),
+        destination is not None,
+        NO_ADDRESS if source is None else source.to_bytes(16),
+        NO_ADDRESS if destination is None else destination.to_bytes(16),
+        socket.htons(translation.destination_port or 0),
+        *_source_ports(translation),
+        decision.application,
+        (decision.log_end and LOG_END)
+        | (decision.host and HOST)
+        | (decision.inspected and INSPECTED)
+        | (bool(decision.parent) and PREDICTED)
+        | (decision.by_server and BY_SERVER),
+        decision.rule,
+        0 if decision.nat_rule is None else decision.nat_rule + 1,
+        decision.ingress,
+        decision.egress,
+        decision.parent,
+        decision.discard,
+        first_len,
+        *(decision.predicted or (0, 0)),
     )
-    target.predicted, target.predicted_generation = decision.predicted or (0, 0)
-    target.rule = decision.rule
-    target.nat_rule = 0 if decision.nat_rule is None else decision.nat_rule + 1
-    target.ingress = decision.ingress
-    target.egress = decision.egress
-    target.parent = decision.parent
-    _write_translation(target, decision.translation or NO_TRANSLATION)
 
 
-def _write_translation(target: Any, translation: Translation) -> None:
-    target.source_nat = lib.SOURCE_KEEP
-    if translation.source is not None:
-        target.source_nat = lib.SOURCE_PORT if translation.ports else lib.SOURCE_STATIC
-        target.source = translation.source.to_bytes(16)
-        target.port_min, target.port_max = translation.ports or (0, 0)
+def _source_nat(translation: Translation) -> int:
     if translation.source_port is not None:
-        target.source_nat, target.port_min = lib.SOURCE_BOUND, translation.source_port
-    target.destination_nat = translation.destination is not None
-    if translation.destination is not None:
-        target.destination = translation.destination.to_bytes(16)
-        target.destination_port = socket.htons(translation.destination_port or 0)
+        return SOURCE_BOUND
+    if translation.source is None:
+        return SOURCE_KEEP
+    return SOURCE_PORT if translation.ports else SOURCE_STATIC
+
+
+def _source_ports(translation: Translation) -> tuple[int, int]:
+    if translation.source_port is not None:
+        return translation.source_port, 0
+    return translation.ports or (0, 0)
 
 
 NO_TRANSLATION = Translation()

@@ -8,7 +8,8 @@ Rules see addresses and ports as the packet brought them; the egress zone is tha
 (PAN-OS). The packet is never changed here: REPEAT sends it round, and a hot worker finds the session and rewrites it. A
 second packet of the flow that was queued meanwhile finds the session too, by the look that comes before deciding.
 
-A refused packet leaves a DISCARD session, so that its successors die in C.
+A refused packet leaves a DISCARD session, so that its successors die in C. Where nothing but its class matters, what is
+decided for a flow is decided for all of the class: then C repeats it for the next one (dispatch.py).
 
 Packets that an ALG has to read come here as well, tracked already; only of them the payload may change (inspection.py).
 """
@@ -26,6 +27,7 @@ from netfilterqueue import NetfilterQueue
 
 from dataplane.bindings import Bindings
 from dataplane.counters import HitCounts
+from dataplane.dispatch import Dispatch
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Decision, FlowKey, Session, Translation
@@ -153,7 +155,7 @@ def decide(first: First, world: World) -> Outcome:
     check_source(key, world)
     if route is not None and route.kind in ("multicast", "broadcast"):
         return to_host(first, None, world), None
-    nat_index = world.policy.nat_rule(key.zone, world.zone_of(route), key.src, key.dst, key.proto, key.dport)
+    nat_index = nat_rule_to(route, key, world)
     nat = None if nat_index is None else world.policy.nat_rules[nat_index]
     if nat is not None and nat.destination_map is not None:
         route = world.fib.lookup(translated_destination(nat.destination_map, key.dst))
@@ -165,9 +167,21 @@ def decide(first: First, world: World) -> Outcome:
 def over_wire(first: First, peer: int, world: World) -> Outcome:
     """A session over a virtual wire leaves by the port at its other end, whatever its addresses are: nothing is routed,
     no source can be false, and nothing is for the firewall itself."""
-    key, route = first.key, Route("unicast", peer, None, 0)
-    nat_index = world.policy.nat_rule(key.zone, world.zone_of(route), key.src, key.dst, key.proto, key.dport)
-    return by_policy(first, route, nat_index, world)
+    route = Route("unicast", peer, None, 0)
+    return by_policy(first, route, nat_rule_to(route, first.key, world), world)
+
+
+def nat_rule_to(route: Route | None, key: FlowKey, world: World) -> int | None:
+    """Index of the NAT rule of a flow whose original destination has this route."""
+    return world.policy.nat_rule(key.zone, world.zone_of(route), key.src, key.dst, key.proto, key.dport)
+
+
+def nat_rule_of(first: First, world: World) -> CompiledNatRule | None:
+    """The NAT rule that decide() has found."""
+    peer = world.peers.get(first.ingress)
+    route = world.fib.lookup(first.key.dst) if peer is None else Route("unicast", peer, None, 0)
+    index = nat_rule_to(route, first.key, world)
+    return None if index is None else world.policy.nat_rules[index]
 
 
 def check_source(key: FlowKey, world: World) -> None:
@@ -315,6 +329,7 @@ class SlowPath(threading.Thread):
         bindings: Bindings,
         quotas: Quotas,
         inspection: Inspection,
+        dispatch: Dispatch | None,
         world: World,
         hits: HitCounts,
         replies: Replies,
@@ -323,6 +338,7 @@ class SlowPath(threading.Thread):
     ) -> None:
         super().__init__(name="slowpath", daemon=True)
         self._inspection = inspection
+        self._dispatch = dispatch  # None: every first packet is decided here
         self.set_world(world)
         self._table = table
         self._bindings = bindings
@@ -342,6 +358,8 @@ class SlowPath(threading.Thread):
 
     def set_world(self, world: World) -> None:
         """From the next packet on."""
+        if self._dispatch is not None:
+            self._dispatch.follow(world, world.policy, world.fib)
         self.world = world
         self._inspection.surroundings = world.surroundings()
 
@@ -415,11 +433,20 @@ class SlowPath(threading.Thread):
             self._turn_away(payload, first, decision, rule, world, error)
             raise
         if rule is not None:
+            self._teach(packet, first, decision, rule, world)
             self._hits.add(rule.name)
             self._log(session_id, rule)
         if decision.discard:
             self._refuse(payload, packet.l4, first, rule, world, queued.get_hw())
         return not decision.discard
+
+    def _teach(self, packet: Any, first: First, decision: Decision, rule: CompiledSecurityRule, world: World) -> None:
+        """Let C repeat what has just been installed, if it may."""
+        basis = None if self._dispatch is None else self._dispatch.basis_of(world)
+        if self._dispatch is None or basis is None or not (decision.discard or self._quotas.unlimited):
+            return
+        nat = None if decision.translation is None else nat_rule_of(first, world)
+        self._dispatch.learn(basis, packet, first.key, decision, rule, nat)
 
     def _inspect(self, queued: Any, packet: Any, payload: bytes) -> None:
         """Let an ALG read it; Refused if it does not go on as a packet of its own."""

@@ -10,6 +10,7 @@ from dataplane.policy.objects import address_text
 
 VSYS = "vsys1"
 QOS_RULE = "N/A (class 4)"
+NAT_FLAGS = {(False, False): "", (True, False): "NS", (False, True): "ND", (True, True): "NB"}
 
 
 def session_json(session: Session, names: Names) -> dict[str, Any]:
@@ -53,9 +54,7 @@ def session_json(session: Session, names: Names) -> dict[str, Any]:
 
 def nat_flags(session: Session) -> str:
     """The Flag column: NS, ND, NB or nothing."""
-    return {(True, False): "NS", (False, True): "ND", (True, True): "NB"}.get(
-        (session.source_nat, session.destination_nat), ""
-    )
+    return NAT_FLAGS[session.source_nat, session.destination_nat]
 
 
 def nat_rule_name(session: Session, names: Names) -> str | None:

@@ -61,7 +61,7 @@ class Bench:
         ended = self.table.expire()
         self.bindings.ended(ended)
         self.table.free(ended)
-        return ended
+        return [*ended]
 
     @property
     def held(self) -> int:

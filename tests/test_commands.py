@@ -78,6 +78,7 @@ class Bench:
             table=self.table,
             bindings=SimpleNamespace(held={"kept": 3, "whole": 1}.__getitem__),
             hits=self.hits,
+            catch_up=lambda: None,
             counters=GlobalCounters(),
             ager=SimpleNamespace(rates=SimpleNamespace(packets=12.6, kilobits=99.4, connections=3.0)),
             slowpath=SimpleNamespace(world=world),

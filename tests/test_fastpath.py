@@ -4,6 +4,8 @@ import socket
 
 import pytest
 from scapy.layers import inet
+from scapy.layers.inet import IP
+from scapy.layers.l2 import GRE
 
 from dataplane.ffi import ffi, lib
 from tests.talk import INSIDE, OUTSIDE, TCP, UDP, Connection, Echo, EchoReply, Error, Firewall, recomputed
@@ -149,6 +151,15 @@ def test_a_session_counts_what_arrived(firewall):
     session = firewall.session()
     assert list(session.packets) == [1, 1]
     assert list(session.bytes) == [36, 1028]
+
+
+def test_a_translated_port_is_not_for_what_has_none(firewall):
+    """A destination rule for any service sends a ping and a tunnel on by its address alone, and back."""
+    firewall.decides(destination="10.3.0.80:8080")
+    firewall.c2s(Echo("10.0.0.5:77", "8.8.8.8")).leaves_as("10.0.0.5:77", "10.3.0.80")
+    firewall.s2c(EchoReply("10.3.0.80", "10.0.0.5:77")).leaves_as("8.8.8.8", "10.0.0.5:77")
+    tunnel = IP(src="10.0.0.5", dst="8.8.8.8") / GRE() / b"inside"
+    assert firewall.c2s(tunnel).after[20:] == bytes(tunnel)[20:]
 
 
 def test_echo_and_reply_are_one_session(firewall):

@@ -176,8 +176,20 @@ class _Line:
         self._starts = sorted(changes)
         self._rules: list[int] = list(accumulate((changes[start] for start in self._starts), xor))
 
+    @property
+    def starts(self) -> Sequence[int]:
+        return self._starts
+
     def at(self, value: int) -> int:
         return self._rules[bisect_right(self._starts, value) - 1]
+
+
+class Edges(NamedTuple):
+    """The values at which something changes along each field's number line; ports by protocol."""
+
+    source: set[int]
+    destination: set[int]
+    ports: dict[int, set[int]]
 
 
 class _Row(NamedTuple):
@@ -214,6 +226,11 @@ class _Matcher:
         line = self._services.get(proto)
         return line.at(dport) if line else self._any_service
 
+    def edges(self) -> "Edges":
+        """Where the answers of flow() and service() change."""
+        ports = {proto: {*line.starts} for proto, line in self._services.items()}
+        return Edges({*self._source.starts}, {*self._destination.starts}, ports)
+
     @staticmethod
     def _service_line(rows: Iterable[_Row], proto: int) -> _Line:
         every_port: Sequence[PortRange] = ((proto, 0, LAST_PORT),)
@@ -240,6 +257,11 @@ def _zone_sets(rules: Iterable[tuple[int, Sequence[int] | None]]) -> tuple[int, 
         for zone in zones or ():
             sets[zone] |= 1 << index
     return tuple(own | everywhere for own in sets)
+
+
+def _map_edges(maps: Iterable[AddressMap | PrefixMap | None]) -> set[int]:
+    segments = (segment for addresses in maps if addresses is not None for segment in addresses.segments)
+    return {edge for first, last, _ in segments for edge in (first, last + 1)}
 
 
 def _first(rules: int) -> int:
@@ -302,6 +324,18 @@ class CompiledPolicy:
     def application(self, proto: int, dport: int, echo: bool = True) -> Application:
         """The application of a new session; `echo` is false for ICMP that is no echo."""
         return self.applications.find(proto, dport, echo)
+
+    def edges(self) -> Edges:
+        """Every value at which a rule, a translation or an application begins, or the next after one ends: between two
+        of them all answers for sessions through the firewall are the same, but for translation by offset."""
+        edges, nat = self._security.edges(), self._nat.edges()
+        for proto, first, last in (ports for app in self.applications.by_name.values() for ports in app.ports):
+            edges.ports.setdefault(proto, set()).update((first, last + 1))
+        return Edges(
+            edges.source | nat.source | _map_edges(rule.source_map for rule in self.nat_rules),
+            edges.destination | nat.destination | _map_edges(rule.destination_map for rule in self.nat_rules),
+            {proto: edges.ports[proto] | nat.ports[proto] for proto in (TCP, UDP)},
+        )
 
     def timeouts(self, application: str, proto: int) -> Timeouts:
         """The timers of a session. Raises KeyError for an application that is defined nowhere."""

@@ -10,6 +10,7 @@ A prefix with host bits set (10.1.0.5/24) is refused. It may mean the host or th
 
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -86,9 +87,10 @@ def _without_ipv4(first: int, last: int) -> tuple[Range, ...]:
     return ((first, IPV4[0] - 1), (IPV4[1] + 1, last))
 
 
+@lru_cache(maxsize=16384)  # every log record spells four, most of them again and again
 def address_text(address: int) -> str:
     """The usual spelling of a 128-bit address, IPv4 in dotted form."""
-    if is_ipv4(address):  # by hand: every log record spells four of them, and ipaddress takes ten times as long
+    if is_ipv4(address):  # by hand: ipaddress takes ten times as long
         return f"{address >> 24 & 255}.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}"
     return str(ipaddress.IPv6Address(address))
 

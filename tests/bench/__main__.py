@@ -1,9 +1,10 @@
 """`python -m tests.bench`: one table, every row measured in every round, in network namespaces.
 
 A cell is the median of the rounds and its ratio to the first row's; below it stand the smallest and the largest figure.
-How each column is measured: tcp is one iperf3 stream; the UDP columns come from traffic.c, whose head says how.
+How each column is measured: tcp is one iperf3 stream; the others come from traffic.c, whose head says how.
 `added` is half of a UDP round trip less the same over a direct wire, measured right after it, so it includes the
-time that a sleeping process takes to wake up.  New sessions are counted as first packets that arrive.
+time that a sleeping process takes to wake up.  New sessions are counted as first packets that arrive, connections when
+they are opened, have carried one byte and are closed by both ends.
 """
 
 import argparse
@@ -42,6 +43,7 @@ COLUMNS = {
     "pps": Column("64-byte UDP", "packets/s", "{:,.0f}".format),
     "added": Column("added per packet", "ns", "{:,.0f}".format),
     "sessions": Column("new sessions", "1/s", "{:,.0f}".format),
+    "connections": Column("TCP connections", "1/s", "{:,.0f}".format),
     "p50": Column("first pkt p50", "µs", "{:.1f}".format),
     "p99": Column("first pkt p99", "µs", "{:.1f}".format),
     "memory": Column("a session", "bytes", "{:.0f}".format),

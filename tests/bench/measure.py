@@ -15,6 +15,7 @@ SOURCE = File(__file__).with_name("traffic.c")
 COMPILE = ("gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 
 NEW_FLOWS = 50_000  # at most in one measurement: masquerade and the ager stay well below their limits
+CONNECTIONS = 20_000  # likewise
 FIRST_PACKETS = 1_000
 ROUND_TRIPS = 5_000
 DELAY_MS = 2_000  # at most for one series of delays
@@ -61,6 +62,7 @@ class Meter:
             "pps": self._packet_rate(path.lab, lost),
             "added": self._round_trip(path.lab, CLIENT, SERVER) - self._round_trip(wired, WIRE_CLIENT, WIRE_SERVER),
             "sessions": self._session_rate(path, lost),
+            "connections": self._connection_rate(path, lost),
             "p50": p50,
             "p99": p99,
             "memory": path.session_bytes(),
@@ -85,6 +87,12 @@ class Meter:
         """First packets, each of a new UDP flow, that arrive in a second."""
         result = self._new_flows(path, "rate", NEW_FLOWS, self._effort.rate_ms)
         lost["sessions"] = result["lost"] / (result["packets"] + result["lost"])
+        return float(result["packets"] / result["seconds"])
+
+    def _connection_rate(self, path: Path, lost: dict[str, float]) -> float:
+        """TCP connections a second that are opened, carry a byte and are closed by both ends."""
+        result = self._traffic(path.lab, "connect", CLIENT, DESTINATIONS, CONNECTIONS, self._effort.rate_ms, ONE_FLOW)
+        lost["connections"] = result["lost"] / (result["packets"] + result["lost"])
         return float(result["packets"] / result["seconds"])
 
     def _first_packets(self, path: Path, lost: dict[str, float]) -> tuple[float, float]:

@@ -1,12 +1,15 @@
-/* traffic.c - sends and receives the bench's UDP packets, in two network namespaces from one process
+/* traffic.c - sends and receives the bench's packets, in two network namespaces from one process
  *
  *   traffic rate  SETTINGS...	as many packets a second as arrive without loss		{"packets" "lost" "seconds"}
  *   traffic delay SETTINGS...	one packet at a time, received by spinning		{"lost" "delays": [ns...]}
+ *   traffic connect SETTINGS...	TCP connections: open, one byte, both ends close	{"packets" "lost" "seconds"}
  *
  * SETTINGS: CLIENT_NETNS SERVER_NETNS SOURCE DESTINATION COUNT MILLISECONDS FLOW
  * FLOW -1:  one flow, between two ordinary sockets; a delay is half of a round trip.
  * FLOW n:   a new flow for every packet, numbered from n on; a delay is one way.  Source address, source port and
  *           destination address depend on the number (write_flow()), so that no NAT runs out of ports.
+ *
+ * connect counts connections, of which CONNECTIONS are under way at once; FLOW is not used.
  *
  * Both ends being one process, one clock measures, and the sender knows what has arrived: it keeps at most WINDOW
  * packets on the way, so a slow path is neither flooded nor idle.  What is not there LOST_AFTER later is given up.
@@ -15,6 +18,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/ip.h>
+#include <netinet/tcp.h>
 #include <netinet/udp.h>
 #include <pthread.h>
 #include <sched.h>
@@ -24,6 +28,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -32,6 +37,7 @@
 #define PAYLOAD		18		/* bytes: 64 - Ethernet 14 + 4 - IP 20 - UDP 8 */
 #define WINDOW		256		/* packets on the way at most: a quarter of a netfilter queue's default */
 #define BATCH		32		/* packets per system call */
+#define CONNECTIONS	64		/* under way at once */
 #define LOST_AFTER	100000000L	/* ns */
 #define BUFFER		(8 << 20)	/* bytes of socket memory */
 #define SOURCES		128		/* addresses, from SOURCE on */
@@ -103,7 +109,7 @@ static struct sockaddr_in endpoint(uint32_t address, uint16_t port)
 static int open_socket(const char *netns, int type, int protocol, uint32_t address, uint16_t port)
 {
 	struct sockaddr_in local = endpoint(address, port);
-	int size = BUFFER;
+	int size = BUFFER, on = 1;
 	int fd;
 
 	enter(netns);
@@ -112,6 +118,7 @@ static int open_socket(const char *netns, int type, int protocol, uint32_t addre
 		die("socket");
 	setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size));
 	setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size));
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));      /* connections of the last round */
 	if (bind(fd, (struct sockaddr *)&local, sizeof(local)))
 		die("bind");
 	return fd;
@@ -313,6 +320,88 @@ static void measure_delay(const struct run *r)
 	printf("], \"lost\": %ld}\n", lost);
 }
 
+/* Accept, read the byte that has come with it, close: whoever closes first keeps the port for a while. */
+static void *serve(void *argument)
+{
+	struct timeval patience = { .tv_usec = 50000 };
+	struct run *r = argument;
+	uint8_t byte;
+	int fd;
+
+	setsockopt(r->server, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	while (!atomic_load(&r->over)) {
+		fd = accept(r->server, NULL, NULL);
+		if (fd < 0)
+			continue;
+		if (recv(fd, &byte, 1, 0) == 1)
+			atomic_fetch_add(&r->arrived, 1);
+		close(fd);
+	}
+	return NULL;
+}
+
+static void open_listener(struct run *r)
+{
+	int seconds = 1;
+
+	r->server = open_socket(r->settings.server, SOCK_STREAM, 0, INADDR_ANY, PORT);
+	setsockopt(r->server, IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof(seconds));
+	if (listen(r->server, 4 * CONNECTIONS))
+		die("listen");
+	enter(r->settings.client);
+}
+
+static void begin_connection(const struct run *r, int poller, long number)
+{
+	struct sockaddr_in to = endpoint(r->settings.destination + (uint32_t)(number % DESTINATIONS), PORT);
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+	struct epoll_event event = { .events = EPOLLOUT, .data.fd = fd };
+
+	if (fd < 0 || epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event))
+		die("socket");
+	connect(fd, (struct sockaddr *)&to, sizeof(to));
+}
+
+/* Once connected send the byte and wait for the other end to close; true when that is over, well or not. */
+static bool follow_connection(int poller, const struct epoll_event *event)
+{
+	struct epoll_event next = { .events = EPOLLIN, .data.fd = event->data.fd };
+
+	if (event->events == EPOLLOUT && send(event->data.fd, "", 1, MSG_NOSIGNAL) == 1) {
+		epoll_ctl(poller, EPOLL_CTL_MOD, event->data.fd, &next);
+		return false;
+	}
+	close(event->data.fd);
+	return true;
+}
+
+static void measure_connections(struct run *r)
+{
+	long begun = 0, done = 0, start = now(), end = start + r->settings.milliseconds * 1000000L, last = start;
+	struct epoll_event events[CONNECTIONS];
+	int poller = epoll_create1(0), count;
+	pthread_t server;
+
+	open_listener(r);
+	if (pthread_create(&server, NULL, serve, r))
+		die("pthread_create");
+	while (done < begun || (begun < r->settings.count && now() < end)) {
+		for (; begun - done < CONNECTIONS && begun < r->settings.count && now() < end; begun++)
+			begin_connection(r, poller, begun);
+		count = epoll_wait(poller, events, CONNECTIONS, 10);
+		for (int i = 0; i < count; i++)
+			done += follow_connection(poller, &events[i]);
+		if (count > 0)
+			last = now();
+		else if (now() - last > LOST_AFTER)
+			break;
+	}
+	atomic_store(&r->over, true);
+	pthread_join(server, NULL);
+	printf("{\"packets\": %ld, \"lost\": %ld, ", r->arrived, begun - r->arrived);
+	printf("\"seconds\": %.6f}\n", (double)(last - start) / 1e9);
+}
+
 static uint32_t address(const char *text)
 {
 	struct in_addr parsed;
@@ -326,14 +415,18 @@ int main(int argc, char **argv)
 {
 	struct run r = { 0 };
 
-	if (argc != 9 || (strcmp(argv[1], "rate") && strcmp(argv[1], "delay"))) {
-		fputs("usage: traffic rate|delay CLIENT_NETNS SERVER_NETNS SOURCE DESTINATION COUNT MILLISECONDS FLOW\n", stderr);
+	if (argc != 9 || (strcmp(argv[1], "rate") && strcmp(argv[1], "delay") && strcmp(argv[1], "connect"))) {
+		fputs("usage: traffic rate|delay|connect CLIENT_NETNS SERVER_NETNS SOURCE DESTINATION COUNT MILLISECONDS FLOW\n", stderr);
 		return 2;
 	}
 	r.settings = (struct settings){
 		.client = argv[2], .server = argv[3], .source = address(argv[4]), .destination = address(argv[5]),
 		.count = atol(argv[6]), .milliseconds = atol(argv[7]), .flow = atol(argv[8]),
 	};
+	if (strcmp(argv[1], "connect") == 0) {
+		measure_connections(&r);
+		return 0;
+	}
 	open_ends(&r);
 	if (strcmp(argv[1], "rate") == 0)
 		measure_rate(&r);

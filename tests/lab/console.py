@@ -19,7 +19,8 @@ from tests.lab.lab import SERVER, Lab, poll
 
 CONTROL_PORT = 7777  # of the server, TCP and UDP; the policy of a test must allow it
 PATIENCE = 3.0  # seconds
-IN_ORDER = {"queue": {"workers": 1}}  # settings: all packets go through one hot queue and one slow queue
+# Settings: all packets go through one hot queue, and all first packets through the slow one behind it.
+IN_ORDER = {"queue": {"workers": 1}, "dispatch-cache": False}
 
 
 def ask(firewall: Firewall, command: str, **arguments: object) -> list[Any]:

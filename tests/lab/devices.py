@@ -73,7 +73,7 @@ CONFIG = {
         {"name": "rest", **_OUTWARD, "source-translation": _DYNAMIC | {"interface": "out0"}},
     ],
     # Whatever opens a session goes through one queue, so a control that was sent later arrives later.
-    "settings": {"session": {"timeouts": {"icmp": QUERY_TIMEOUT}}, "dispatch-cache": False, **IN_ORDER},
+    "settings": {"session": {"timeouts": {"icmp": QUERY_TIMEOUT}}, **IN_ORDER},
 }
 
 KERNEL = f"""table ip oracle {{

@@ -1,0 +1,209 @@
+/* record.c - lines of the traffic log, where they are written by the hundred thousand: what the dispatch cache has begun
+ * and what the ager has ended.
+ *
+ * What a record says is contract section 5; the others are made by logs.py, and a test compares the two.  Every name comes
+ * from Python as JSON, quotes included; numbers without a name are null.  A line that does not fit is not begun.
+ */
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <time.h>
+
+#include "internal.h"
+
+#define LINE_ROOM 1024                /* of what is no name */
+#define NAMES_ROOM 9                  /* names in a line */
+
+struct text {
+	char *at;
+	char *end;
+};
+
+static void put(struct text *text, const char *word)
+{
+	size_t len = strlen(word);
+
+	memcpy(text->at, word, len);
+	text->at += len;
+}
+
+static void put_number(struct text *text, uint64_t number)
+{
+	char digits[20];
+	int n = 0;
+
+	do
+		digits[n++] = (char)('0' + number % 10);
+	while (number /= 10);
+	while (n)
+		*text->at++ = digits[--n];
+}
+
+static void put_field(struct text *text, const char *key, const char *json)
+{
+	put(text, key);
+	put(text, json);
+}
+
+static void put_count(struct text *text, const char *key, uint64_t number)
+{
+	put(text, key);
+	put_number(text, number);
+}
+
+static bool is_mapped(const uint8_t *address)
+{
+	static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
+
+	return !memcmp(address, mapped, sizeof(mapped));
+}
+
+/* The usual spelling.  inet_ntop() would spell ::1:2 with dots. */
+static void put_address(struct text *text, const char *key, const uint8_t *address)
+{
+	static const uint8_t zero[12];
+
+	put(text, key);
+	*text->at++ = '"';
+	if (is_mapped(address)) {
+		for (int i = 12; i < 16; i++) {
+			put_number(text, address[i]);
+			*text->at++ = i < 15 ? '.' : '"';
+		}
+		return;
+	}
+	if (!memcmp(address, zero, sizeof(zero)) && get16(address + 12))
+		sprintf(text->at, "::%x:%x", get16(address + 12), get16(address + 14));
+	else
+		inet_ntop(AF_INET6, address, text->at, INET6_ADDRSTRLEN);
+	text->at += strlen(text->at);
+	*text->at++ = '"';
+}
+
+/* Seconds since 1970 as ISO 8601 in UTC; many in a row are of the same second. */
+static void put_time(struct text *text, const char *key, uint32_t seconds)
+{
+	static __thread char spelled[32];
+	static __thread uint32_t last;
+	time_t when = seconds;
+	struct tm tm;
+
+	if (!spelled[0] || seconds != last) {
+		gmtime_r(&when, &tm);
+		strftime(spelled, sizeof(spelled), "\"%Y-%m-%dT%H:%M:%SZ\"", &tm);
+		last = seconds;
+	}
+	put_field(text, key, spelled);
+}
+
+static const char *word_of(const struct words *words, uint32_t number)
+{
+	return number < words->n ? words->json[number] : "null";
+}
+
+static const char *interface_of(const struct record_names *names, uint32_t ifindex)
+{
+	for (uint32_t i = 0; i < names->interface.n; i++)
+		if (names->ifindex[i] == ifindex)
+			return names->interface.json[i];
+	return "null";
+}
+
+static const char *flags_of(const struct session *s)
+{
+	static const char *const flags[] = {"\"\"", "\"NS\"", "\"ND\"", "\"NB\""};
+
+	return flags[s->flags & (FLAG_SNAT | FLAG_DNAT)];
+}
+
+static void put_flow(struct text *text, const struct session *s)
+{
+	const struct flow_key *c2s = &s->key[0], *s2c = &s->key[1];
+
+	put_address(text, ",\"src\":", c2s->src);
+	put_address(text, ",\"dst\":", c2s->dst);
+	put_count(text, ",\"sport\":", ntohs(c2s->sport));
+	put_count(text, ",\"dport\":", ntohs(c2s->dport));
+	put_count(text, ",\"proto\":", c2s->proto);
+	put_address(text, ",\"nat_src\":", s2c->dst);
+	put_address(text, ",\"nat_dst\":", s2c->src);
+	put_count(text, ",\"nat_sport\":", ntohs(s2c->dport));
+	put_count(text, ",\"nat_dport\":", ntohs(s2c->sport));
+	put_count(text, ",\"bytes_sent\":", s->bytes[0]);
+	put_count(text, ",\"bytes_received\":", s->bytes[1]);
+	put_count(text, ",\"packets_sent\":", s->packets[0]);
+	put_count(text, ",\"packets_received\":", s->packets[1]);
+}
+
+static void put_line(struct text *text, const struct session_copy *copy, const char *event, const char *reason,
+		     const struct record_names *names)
+{
+	const struct session *s = &copy->session;
+
+	put_field(text, "{\"event\":", event);
+	put_field(text, ",\"time\":", names->time);
+	put_count(text, ",\"session_id\":", copy->id);
+	put_field(text, ",\"rule\":", word_of(&names->rule, s->rule));
+	put_field(text, ",\"nat_rule\":", s->nat_rule ? word_of(&names->nat_rule, s->nat_rule - 1) : "null");
+	put_field(text, ",\"application\":", word_of(&names->application, s->application));
+	put_field(text, ",\"from\":", word_of(&names->zone, s->key[0].zone));
+	put_field(text, ",\"to\":", word_of(&names->zone, s->key[1].zone));
+	put_flow(text, s);
+	put_time(text, ",\"start\":", s->start);
+	put_count(text, ",\"elapsed\":", (names->now - s->start_tick) / TENTHS);
+	put_field(text, ",\"action\":", word_of(&names->action, s->rule));
+	put_field(text, ",\"session_end_reason\":", reason);
+	if (s->parent)
+		put_count(text, ",\"parent_session_id\":", s->parent);
+	else
+		put(text, ",\"parent_session_id\":null");
+	put_field(text, ",\"ingress_interface\":", interface_of(names, s->ingress));
+	put_field(text, ",\"egress_interface\":", interface_of(names, s->egress));
+	put_field(text, ",\"flags\":", flags_of(s));
+	put_field(text, ",\"via\":", s->flags & FLAG_CACHED ? "\"cache\"}\n" : "\"slow\"}\n");
+}
+
+static bool is_action(const struct record_names *names, const struct session *s, const char *action)
+{
+	return !strcmp(word_of(&names->action, s->rule), action);
+}
+
+/* What became of a session that begins. */
+static void put_begun(struct text *text, const struct session_copy *copy, const struct record_names *names)
+{
+	if (copy->session.state[0] != SESSION_DISCARD)
+		put_line(text, copy, "\"start\"", "null", names);
+	else if (is_action(names, &copy->session, "\"drop\""))
+		put_line(text, copy, "\"drop\"", "\"policy-deny\"", names);
+	else
+		put_line(text, copy, "\"deny\"", "\"policy-deny\"", names);
+}
+
+/* A DISCARD session has had its record when its first packet was refused. */
+static bool tells_end(const struct session *s, const struct record_names *names)
+{
+	return s->flags & FLAG_LOG_END && !(s->flags & FLAG_ONE_WAY) && is_action(names, s, "\"allow\"");
+}
+
+uint32_t record_write(const struct session_copy *copies, uint32_t n, bool ended, const struct record_names *names,
+		      struct record_text *out)
+{
+	struct text text = {out->text, out->text + out->size};
+	uint32_t i;
+
+	out->lines = 0;
+	for (i = 0; i < n; i++) {
+		const struct session *s = &copies[i].session;
+
+		if (ended && !tells_end(s, names))
+			continue;
+		if ((size_t)(text.end - text.at) < LINE_ROOM + NAMES_ROOM * (size_t)names->longest)
+			break;
+		if (ended)
+			put_line(&text, &copies[i], "\"end\"", word_of(&names->reason, s->end_reason), names);
+		else
+			put_begun(&text, &copies[i], names);
+		out->lines++;
+	}
+	out->used = (uint32_t)(text.at - out->text);
+	return i;
+}
