@@ -354,7 +354,8 @@ class Lab:
         with self.inside(ns):
             made = socket.socket(family, kind)
         self._stack.callback(made.close)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if port or kind is socket.SOCK_STREAM:  # for UDP the kernel might choose a port that another socket of ours has
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.settimeout(3)
         made.bind((address, port))
         return made
