@@ -82,7 +82,7 @@ static void push(struct adjust_flow *f, uint32_t start, uint32_t end, uint32_t g
 {
 	struct edit e = {.start = start, .end = end, .delta = ahead(f) + grown};
 
-	if (f->n == EDITS)
+	if (f->n == MAX_EDITS)
 		forget_oldest(f);
 	f->edit[f->n++] = e;
 }

@@ -19,7 +19,6 @@ struct worker;
 #define SHARE_LOCKS 64
 #define TCP_HEADER_MAX 60u        /* with all its options */
 #define ICMPV6_REDIRECT 137
-#define EDITS 16                  /* of one direction that are remembered */
 #define PORT_SPACES 3             /* TCP, UDP, ICMP echo */
 
 /* One cache line.  seq is lock and version: odd while a writer is inside.  ref = slot << 1 | direction; 0: empty. */
@@ -52,7 +51,7 @@ struct adjust {
 			uint32_t start;
 			uint32_t end;
 			uint32_t delta;
-		} edit[EDITS];
+		} edit[MAX_EDITS];
 	} flow[2];
 };
 
