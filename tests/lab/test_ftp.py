@@ -109,9 +109,7 @@ def lab() -> Iterator[Lab]:
             root = directory(made, ns, FILES)
             vsftpd(made, ns, root, VSFTPD)
             pyftpd(made, ns, root, PYFTPD)
-        for address in PUBLIC:
-            neighbour = ["lladdr", MACS["firewall", "out0"], "dev", "eth0"]
-            made.run("server", ["ip", "neighbour", "replace", address, *neighbour], check=True)
+        made.reaches("server", *PUBLIC)
         yield made
 
 

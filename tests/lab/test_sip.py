@@ -30,7 +30,7 @@ from tests.lab.calls import exchange, pool_row, source_rule
 from tests.lab.capture import TCP, Capture
 from tests.lab.console import CONTROL_PORT, IN_ORDER, Control, ask, counters, port, record, rule, sessions, zones
 from tests.lab.firewall import Firewall
-from tests.lab.lab import CLIENT, CLIENT6, MACS, SERVER, SERVER6, Lab, poll
+from tests.lab.lab import CLIENT, CLIENT6, SERVER, SERVER6, Lab, poll
 
 SIP = 5060
 SCENARIOS = Path(__file__).parent / "sipp"
@@ -148,9 +148,7 @@ def lab() -> Iterator[Lab]:
     """Whoever calls a public address knows the way there."""
     inside = [HIDDEN, HIDDEN6, NEIGHBOUR, BEHIND, BEHIND6, STATIC]
     with Lab(client_addresses=inside, server_addresses=[STRANGER]) as made:
-        for address in (PUBLIC, PUBLIC6, PUBLIC_STATIC):
-            neighbour = ["lladdr", MACS["firewall", "out0"], "dev", "eth0"]
-            made.run("server", ["ip", "neighbour", "replace", address, *neighbour], check=True)
+        made.reaches("server", PUBLIC, PUBLIC6, PUBLIC_STATIC)
         yield made
 
 

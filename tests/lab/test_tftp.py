@@ -20,7 +20,7 @@ import pytest
 from tests.lab.calls import Address
 from tests.lab.console import IN_ORDER, counters, rule, sessions, zones
 from tests.lab.firewall import Firewall
-from tests.lab.lab import CLIENT, CLIENT6, MACS, SERVER, SERVER6, Lab, poll
+from tests.lab.lab import CLIENT, CLIENT6, SERVER, SERVER6, Lab, poll
 from tests.lab.servers import UP, Way, directory, tftpd
 
 SPOKEN = 6969  # a port where a test serves
@@ -91,8 +91,7 @@ def lab() -> Iterator[Lab]:
         roots = {ns: directory(made, ns, FILES) for ns in ("client", "server")}
         for way in WAYS:
             tftpd(made, way.server_ns, roots[way.server_ns], way.serving)
-        there = ["lladdr", MACS["firewall", "out0"], "dev", "eth0"]
-        made.run("server", ["ip", "neighbour", "replace", PUBLIC, *there], check=True)
+        made.reaches("server", PUBLIC)
         yield made
 
 
