@@ -22,8 +22,8 @@ C_TESTS := $(wildcard $(C_FILES:cext/%.c=tests/test_%.py) tests/test_dispatch.py
 	tests/test_fuzz_*.py)
 
 # Labs of two processes do not know of each other; a file's tests share a firewall, so they stay together. -n0 in ARGS: one
-# process, as a debugger needs it.
-SPREAD := -n $(JOBS) --dist loadfile
+# process, as a debugger needs it. What fails is asked once more, and said to be (R): two labs on two cores disturb each other.
+SPREAD := -n $(JOBS) --dist loadfile --reruns 1
 
 # What `make fuzz` stops at, whichever comes first; FUZZ_LOOP: all but the two files that talk to the kernel. The harness
 # itself is not traced: its checks would take a third of the time.

@@ -20,12 +20,7 @@
 #include "internal.h"
 
 #define PROBES 16u
-#define TCP_OPTION_END 0
-#define TCP_OPTION_NOP 1
-#define TCP_OPTION_SACK 5
 #define WINDOW_LARGEST (1u << 30)      /* RFC 7323 section 2.3 */
-
-static bool before(uint32_t a, uint32_t b) { return (int32_t)(a - b) < 0; }
 
 static uint32_t place_of(uint32_t id, uint32_t probe)
 {
@@ -87,7 +82,7 @@ static void push(struct adjust_flow *f, uint32_t start, uint32_t end, uint32_t g
 {
 	struct edit e = {.start = start, .end = end, .delta = ahead(f) + grown};
 
-	if (f->n == EDITS)
+	if (f->n == MAX_EDITS)
 		forget_oldest(f);
 	f->edit[f->n++] = e;
 }
@@ -179,17 +174,9 @@ static void write_sacks(uint8_t *option, const struct adjust_flow *f)
 
 static void write_options(uint8_t *option, const uint8_t *end, const struct adjust_flow *f)
 {
-	while (option < end && *option != TCP_OPTION_END) {
-		if (*option == TCP_OPTION_NOP) {
-			option++;
-			continue;
-		}
-		if (end - option < 2 || option[1] < 2 || option[1] > end - option)
-			return;
+	for (; (option = tcp_option_at(option, end)); option += option[1])
 		if (*option == TCP_OPTION_SACK)
 			write_sacks(option, f);
-		option += option[1];
-	}
 }
 
 /* Writes a packet's numbers as its receiver knows them; session locked.  A signed segment (TCP-AO, MD5) does not survive. */

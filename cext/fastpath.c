@@ -341,7 +341,6 @@ enum verdict slowpath_look(struct table *t, struct packet *pkt)
 		return v;
 	if (pkt->kind != PACKET_FLOW)      /* the hot queues decide about those themselves */
 		return drop(&b, FLOW_SLOWPATH_ERROR);
-	pkt->session = 0;
 	if (!(s = find(pkt, &b, &dir))) {
 		if (pkt->mark & MARK_TRACKED)      /* its session has ended while it waited */
 			return drop(&b, FLOW_MARKED_MISS);

@@ -17,10 +17,9 @@ struct worker;
 #define WHEEL_SLOTS 8192          /* of a tenth of a second: a turn takes 13 minutes and 39 seconds */
 #define PORT_WORDS 1024           /* 65,536 bits */
 #define SHARE_LOCKS 64
-#define TCP_HEADER_MAX 60
+#define TCP_HEADER_MAX 60u        /* with all its options */
 #define ICMPV6_REDIRECT 137
 #define ADDRESS_SPREAD 0x9e3779b97f4a7c15ull   /* SPREAD of nat.py */
-#define EDITS 16                  /* of one direction that are remembered */
 #define PORT_SPACES 3             /* TCP, UDP, ICMP echo */
 
 /* One cache line.  seq is lock and version: odd while a writer is inside.  ref = slot << 1 | direction; 0: empty. */
@@ -53,7 +52,7 @@ struct adjust {
 			uint32_t start;
 			uint32_t end;
 			uint32_t delta;
-		} edit[EDITS];
+		} edit[MAX_EDITS];
 	} flow[2];
 };
 
@@ -184,6 +183,22 @@ static inline enum verdict drop(const struct burst *b, enum counter reason)
 
 static inline uint16_t get16(const uint8_t *p) { return (uint16_t)(p[0] << 8 | p[1]); }
 static inline uint32_t get32(const uint8_t *p) { return (uint32_t)get16(p) << 16 | get16(p + 2); }
+
+/* Of two sequence numbers less than half the space apart. */
+static inline bool before(uint32_t a, uint32_t b) { return (int32_t)(a - b) < 0; }
+
+enum tcp_option { TCP_OPTION_END, TCP_OPTION_NOP, TCP_OPTION_MSS, TCP_OPTION_SCALE, TCP_OPTION_SACK = 5, TCP_OPTION_MD5 = 19,
+		  TCP_OPTION_AO = 29 };
+
+/* The option at `option` or the first that is none for padding, whole before `end`; NULL: there is none any more. */
+static inline uint8_t *tcp_option_at(const uint8_t *option, const uint8_t *end)
+{
+	while (option < end && *option == TCP_OPTION_NOP)
+		option++;
+	if (end - option < 2 || *option == TCP_OPTION_END || option[1] < 2 || option[1] > end - option)
+		return NULL;
+	return (uint8_t *)option;
+}
 
 static inline bool key_equal(const struct flow_key *a, const struct flow_key *b)
 {

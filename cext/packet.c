@@ -15,14 +15,7 @@
 #define IP6_FRAGMENT_OFFSET_MORE 0xfff9u
 #define IP4_OFFSET_MORE 0x3fffu
 
-#define TRANSPORT_HEADER_MAX 60u   /* TCP with all its options */
 #define GRE_PPP 0x880b
-#define TCP_OPTION_END 0
-#define TCP_OPTION_NOP 1
-#define TCP_OPTION_MSS 2
-#define TCP_OPTION_SCALE 3
-#define TCP_OPTION_MD5 19
-#define TCP_OPTION_AO 29
 #define TCP_SCALE_MAX 14           /* RFC 7323 section 2.3 */
 
 /* An IP header, alone or quoted. */
@@ -178,20 +171,13 @@ static void tcp_read_options(struct packet *pkt, const uint8_t *option, const ui
 {
 	bool covered = false;
 
-	while (option < end && *option != TCP_OPTION_END) {
-		if (*option == TCP_OPTION_NOP) {
-			option++;
-			continue;
-		}
-		if (end - option < 2 || option[1] < 2 || option[1] > end - option)
-			break;
+	for (; (option = tcp_option_at(option, end)); option += option[1]) {
 		if (option[0] == TCP_OPTION_SCALE && option[1] == 3)
 			pkt->window_scale = option[2] > TCP_SCALE_MAX ? TCP_SCALE_MAX : option[2];
 		else if (option[0] == TCP_OPTION_MSS && option[1] == 4 && pkt->tcp_flags & TCP_FLAG_SYN)
 			pkt->mss_at = (uint16_t)(option + 2 - pkt->data);
 		covered |= option[0] == TCP_OPTION_AO;
 		pkt->is_signed |= option[0] == TCP_OPTION_AO || option[0] == TCP_OPTION_MD5;
-		option += option[1];
 	}
 	if (covered)
 		pkt->mss_at = 0;
@@ -284,8 +270,8 @@ static enum verdict parse_quote(struct packet *pkt, const struct burst *b)
 	return VERDICT_CONTINUE;
 }
 
-/* Neighbour discovery, redirects with it, is only valid with a hop limit that no router has touched (RFC 4861 section 6.1); listener reports
- * come from link-local sources (RFC 3810 section 5) with hop limit 1. */
+/* Neighbour discovery, redirects with it, is only valid with a hop limit that no router has touched (RFC 4861 section
+ * 6.1); listener reports come from link-local sources (RFC 3810 section 5) with hop limit 1. */
 static bool is_link_control(const struct packet *pkt)
 {
 	uint8_t hop_limit = pkt->data[7];
@@ -352,7 +338,7 @@ static enum verdict parse_l4(struct packet *pkt, const struct burst *b)
 /* The transport header of a packet of which only the beginning is here must be in it whole. */
 static bool holds_transport_header(const struct packet *pkt)
 {
-	return !pkt->cut || pkt->l4 + TRANSPORT_HEADER_MAX <= pkt->len;
+	return !pkt->cut || pkt->l4 + TCP_HEADER_MAX <= pkt->len;
 }
 
 /* Fills in pkt from pkt->data[0..len); VERDICT_CONTINUE if it is well-formed, else a counted drop. */

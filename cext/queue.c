@@ -366,12 +366,21 @@ static void flush_run(struct queue *q)
 	q->run = false;
 }
 
+/* The packet goes its way with another mark. */
+static void verdict_marked(struct queue *q, const struct queued *p, uint32_t verdict, uint32_t mark)
+{
+	struct request r;
+	uint32_t value = htonl(mark);
+
+	flush_run(q);
+	verdict_init(&r, q, NFQNL_MSG_VERDICT, p->id, verdict);
+	request_add(&r, NFQA_MARK, &value, sizeof(value));
+	out_request(q, &r, NULL, 0);
+}
+
 /* Accepts a packet untouched: together with its neighbours, unless our mark must come off it. */
 void queue_accept(struct queue *q, const struct queued *p)
 {
-	struct request r;
-	uint32_t mark = htonl(p->packet.mark & ~OUR_MARKS);
-
 	if (!(p->packet.mark & OUR_MARKS)) {
 		if (q->undecided)
 			accept_one(q, p->id);
@@ -380,10 +389,7 @@ void queue_accept(struct queue *q, const struct queued *p)
 		q->run_last = p->id;
 		return;
 	}
-	flush_run(q);
-	verdict_init(&r, q, NFQNL_MSG_VERDICT, p->id, NF_ACCEPT);
-	request_add(&r, NFQA_MARK, &mark, sizeof(mark));
-	out_request(q, &r, NULL, 0);
+	verdict_marked(q, p, NF_ACCEPT, p->packet.mark & ~OUR_MARKS);
 }
 
 /* Accepts a packet with its payload as it is now in the receive buffer. */
@@ -412,13 +418,7 @@ void queue_refuse(struct queue *q, const struct queued *p, uint32_t verdict)
 /* Sends a packet that has been tracked to another queue; it will come back with its mark. */
 void queue_hand_over(struct queue *q, const struct queued *p, uint32_t verdict)
 {
-	struct request r;
-	uint32_t mark = htonl(p->packet.mark | MARK_TRACKED);
-
-	flush_run(q);
-	verdict_init(&r, q, NFQNL_MSG_VERDICT, p->id, verdict);
-	request_add(&r, NFQA_MARK, &mark, sizeof(mark));
-	out_request(q, &r, NULL, 0);
+	verdict_marked(q, p, verdict, p->packet.mark | MARK_TRACKED);
 }
 
 static bool send_out(const struct queue *q, const struct iovec *iov, uint32_t n)

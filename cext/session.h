@@ -23,6 +23,7 @@
 #define PORT_STARTS 65536
 #define MAX_HIT_RULES 65536    /* security rules that it knows */
 #define MAX_ADJUSTED 4096      /* connections whose text an ALG has made longer or shorter */
+#define MAX_EDITS 16           /* of one direction of such a connection that are remembered */
 #define INSPECT_MAX 3900       /* bytes of a packet that the slow queue hands to inspection whole */
 #define INSPECT_ROOM 256       /* bytes by which a segment may grow: kept free by a smaller MSS */
 #define MAX_PLANES 8           /* sessions that may share a translated address and port */

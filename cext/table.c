@@ -1,5 +1,6 @@
 /* table.c - the mapping that holds everything: head, slots, hash, overflow buckets, pools, sharers of their ports, edited
- * connections, the dispatch cache.  Links are indices, so it may lie anywhere.  What a session may go through is in session.c, how it is found in flowhash.c.
+ * connections, the dispatch cache.  Links are indices, so it may lie anywhere.  What a session may go through is in
+ * session.c, how it is found in flowhash.c.
  *
  * Lock order: bucket, then slot, then wheel / discard list / free list.  Nobody takes a bucket while holding a slot.
  */

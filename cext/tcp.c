@@ -52,7 +52,6 @@ static const uint8_t transitions[TCP_STATES][2][SEGMENTS] = {
 	[TCP_UNVERIFIED_RST] = { { PASS, NO,   DATA, DATA },       { PASS, PASS, DATA, DATA } },
 };
 
-static bool before(uint32_t a, uint32_t b) { return (int32_t)(a - b) < 0; }
 static uint32_t later(uint32_t a, uint32_t b) { return before(a, b) ? b : a; }
 
 static enum segment segment_of(const struct packet *pkt)

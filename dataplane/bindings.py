@@ -41,9 +41,9 @@ class Binding:
 class Bindings:
     """All bindings of a table; a NAT rule is known by its name. Quotas hold for bound sessions as for others."""
 
-    def __init__(self, table: SessionTable, quotas: Quotas | None = None) -> None:
+    def __init__(self, table: SessionTable, quotas: Quotas) -> None:
         self._table = table
-        self._quotas = quotas or Quotas(table)
+        self._quotas = quotas
         self._lock = threading.Lock()
         self._by_source: dict[Hashable, Binding] = {}
         self._by_session: dict[int, Binding] = {}  # session id

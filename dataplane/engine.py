@@ -28,7 +28,6 @@ from dataplane.names import Names
 from dataplane.policy.applications import ICMP, TCP, UDP
 from dataplane.policy.compile import CompiledPolicy, compile_policy
 from dataplane.policy.model import Config
-from dataplane.predict import Predictions
 from dataplane.quotas import Quotas
 from dataplane.records import Records
 from dataplane.replies import Replies
@@ -78,8 +77,7 @@ class Engine:
         self._wires = Wires(config.virtual_wires, runtime_dir)
         self._backend = find_backend()
         self._replies = Replies(MARK_OWN)
-        self.predictions = Predictions()
-        self.inspection = Inspection(self.table, self.predictions)
+        self.inspection = Inspection(self.table)
         self.dispatch = Dispatch(self.table) if config.settings.dispatch_cache else None
         self._load_settings()
         self.slowpath = SlowPath(
@@ -347,7 +345,7 @@ class Engine:
         """Sessions translated to an address that their interface has exchanged for another end: nobody answers for it
         any more. While there is no other one, it may come back."""
         world = self.slowpath.world
-        rules = dict(zip(world.nat_rule_numbers, world.policy.nat_rules, strict=True))
+        rules = world.nat_rules()
         for session in self.table.scan():
             rule = None if session.nat_rule is None else rules.get(session.nat_rule)
             if rule is None or rule.pool is None or rule.pool.interface is None or not session.source_nat:

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from dataplane.alg.base import GRE, LEAST_PORT, TCP, Alg, Endpoint, Expected, Piece
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Decision, FlowKey, Session, Translation
+from dataplane.policy.applications import Application
 from dataplane.policy.objects import LAST_PORT
 from dataplane.predict import Lease, Prediction, Predictions
 from dataplane.replies import RateLimit, tcp_acknowledgement
@@ -72,7 +73,7 @@ class Surroundings(NamedTuple):
     """What a conversation needs of the policy in force."""
 
     rows: Mapping[str, int]  # application -> row
-    predict_timeouts: Mapping[str, int]  # application -> seconds
+    applications: Mapping[str, Application]
     factories: Mapping[tuple[int, int], AlgFactory]  # row and protocol -> what reads it
     ports: Mapping[int, tuple[int, int]]  # NAT rule -> its range of translated ports
     no_rule: int  # number of the rule without a name
@@ -151,8 +152,8 @@ class Conversation:
 class Inspection:
     """Every conversation, and what has been opened for them. Created and used by the slow path."""
 
-    def __init__(self, table: SessionTable, predictions: Predictions) -> None:
-        self.predictions = predictions
+    def __init__(self, table: SessionTable) -> None:
+        self._predictions = Predictions()
         self.surroundings = Surroundings({}, {}, {}, {}, 0)
         self._table = table
         self._lock = threading.Lock()  # of what ended() touches
@@ -266,14 +267,7 @@ class Inspection:
         """Numbers after an edit follow it; False where C has no room for them."""
         session = conversation.session
         return all(
-            self._table.adjust(
-                session.id,
-                session.generation,
-                side,
-                edit.start,
-                edit.end,
-                grown,
-            )
+            self._table.adjust(session.id, session.generation, side, edit.start, edit.end, grown)
             for edit in onward.edits
             if (grown := len(edit.payload) - (edit.end - edit.start) % SEQUENCES)
         )
@@ -398,12 +392,13 @@ class Inspection:
                 self.close(conversation, name)
         key, back = conversation.keys(expected, expected.port + step, outside)
         decision = self._decision(conversation, expected, application, key, back)
-        if len(self.predictions) >= max(self._table.max_sessions // 10, 64):
+        if len(self._predictions) >= max(self._table.max_sessions // 10, 64):
             self._table.count(lib.SESSION_PREDICT_LIMIT)
             return False
         unruled = decision._replace(rule=self.surroundings.no_rule, log_end=False)
         try:
-            session = self._table.predict(key, back, unruled, self.surroundings.predict_timeouts[application])
+            timeout = self.surroundings.applications[application].predict_timeout
+            session = self._table.predict(key, back, unruled, timeout)
         except InstallError:
             return False
         lease = conversation.leases.get(name)
@@ -414,7 +409,7 @@ class Inspection:
         made = Prediction(
             *session, parent.id, parent.generation, key, decision, application, expected.again, lease, name
         )
-        for gone in self.predictions.add(made):
+        for gone in self._predictions.add(made):
             self._table.count(lib.SESSION_PREDICT_LIMIT)
             self._end(gone)
         return True
@@ -466,27 +461,28 @@ class Inspection:
         return session is not None and session.generation == generation and session.state == "ACTIVE"
 
     def _waiting(self, conversation: Conversation) -> list[Prediction]:
-        return self.predictions.of_parent(conversation.session.id)
+        return self._predictions.of_parent(conversation.session.id)
 
     def close(self, conversation: Conversation, name: tuple[int, int, int]) -> None:
         """See Control.forget()."""
         for prediction in self._waiting(conversation):
-            if prediction.announced == name and self.predictions.remove(prediction.id) is not None:
+            if prediction.announced == name and self._predictions.remove(prediction.id) is not None:
                 self._end(prediction)
 
     # ---- matching ----
 
     def match(self, key: FlowKey) -> Match | None:
         """None: nobody has announced this flow. What it holds is held until installed() or failed()."""
-        prediction = self.predictions.match(key)
+        prediction = self._predictions.match(key)
         if prediction is None:
             return None
         if not (
             self._is_alive(prediction.id, prediction.generation)
             and self._is_alive(prediction.parent, prediction.parent_generation)
         ):  # the ager has not told yet
-            self._unexpect(prediction.id)
-            if not prediction.again:
+            if prediction.again:
+                self._unexpect(prediction.id)
+            else:
                 self._end(prediction)
             return None
         with self._lock:
@@ -551,7 +547,7 @@ class Inspection:
     def idle(self) -> bool:
         """No session is read or expected, and none holds a port that was lent."""
         with self._lock:
-            return not (self._conversations or self._lent or self.predictions)
+            return not (self._conversations or self._lent or self._predictions)
 
     def ended(self, sessions: Iterable[Session]) -> None:
         """Sessions whose slots are about to be freed: children that have not come are not waited for any more."""
@@ -559,7 +555,7 @@ class Inspection:
             if session.type == "PREDICT":
                 self._unexpect(session.id)
                 continue
-            for child in self.predictions.of_parent(session.id):
+            for child in self._predictions.of_parent(session.id):
                 self._unexpect(child.id)
             with self._lock:
                 conversation = self._conversations.pop(session.id, None)
@@ -568,6 +564,6 @@ class Inspection:
                     self._release(lease)
 
     def _unexpect(self, session_id: int) -> None:
-        prediction = self.predictions.remove(session_id)
+        prediction = self._predictions.remove(session_id)
         if prediction is not None:
             self._end(prediction)

@@ -51,8 +51,9 @@ from dataplane.sessions import (
 
 QUEUE_LENGTH = 4096  # packets that may wait in the kernel for a decision
 RECEIVE_BUFFER = 8 << 20
-COPY_RANGE = 3900  # bytes: what fits into netfilterqueue's buffer of 4,096 with the attributes around it; longer first
-# packets (reassembled datagrams, jumbo frames) are decided by their beginning
+# Bytes: what fits into netfilterqueue's buffer of 4,096 with the attributes around it. Longer first packets
+# (reassembled datagrams, jumbo frames) are decided by their beginning.
+COPY_RANGE: int = lib.INSPECT_MAX
 WAIT_MAX = 1.0  # seconds that a packet may wait for its verdict
 WAIT_ABSURD = 60.0  # a clock was set: believe nobody
 STOP_LATENCY = 0.1  # seconds
@@ -108,19 +109,17 @@ class World:
         link = self.links.by_index(ifindex)
         return None if link is None else self.interface_address(link.name, ipv4)
 
+    def nat_rules(self) -> dict[int, CompiledNatRule]:
+        """The rules by the numbers that sessions hold."""
+        return dict(zip(self.nat_rule_numbers, self.policy.nat_rules, strict=True))
+
     def surroundings(self) -> Surroundings:
         """What inspection needs to know of all this."""
-        pools = {
-            number: rule.pool
-            for number, rule in zip(self.nat_rule_numbers, self.policy.nat_rules, strict=True)
-            if rule.pool is not None
-        }
-        by_name = self.policy.applications.by_name
         return Surroundings(
             rows=self.application_rows,
-            predict_timeouts={name: application.predict_timeout for name, application in by_name.items()},
+            applications=self.policy.applications.by_name,
             factories=self.algs,
-            ports={number: pool.ports for number, pool in pools.items()},
+            ports={number: rule.pool.ports for number, rule in self.nat_rules().items() if rule.pool is not None},
             no_rule=self.no_rule,
         )
 
@@ -434,8 +433,7 @@ class SlowPath(threading.Thread):
             raise
         if rule is not None:
             self._teach(packet, first, decision, rule, world)
-            self._hits.add(rule.name)
-            self._log(session_id, rule)
+        self._begun(session_id, rule)
         if decision.discard:
             self._refuse(payload, packet.l4, first, rule, world, queued.get_hw())
         return not decision.discard
@@ -471,18 +469,16 @@ class SlowPath(threading.Thread):
             self._inspection.failed(match)
             return isinstance(error, AlreadyInstalled)
         self._inspection.installed(match, session_id)
-        rule = self._rule(match.decision.rule)
-        if rule is not None:
-            self._hits.add(rule.name)
-            self._log(session_id, rule)
+        self._begun(session_id, self._rule(match.decision.rule))
         return True
 
     def _rule(self, number: int) -> CompiledSecurityRule | None:
         """The rule of a parent, if the policy still has it."""
         world = self.world
-        if number not in world.rule_numbers:
+        try:
+            return world.policy.security_rules[world.rule_numbers.index(number)]
+        except ValueError:
             return None
-        return world.policy.security_rules[world.rule_numbers.index(number)]
 
     def _parse(self, queued: Any, payload: bytes) -> Any:
         """The packet as C wants it. Its checksum was judged by the hot queue that sent it here."""
@@ -504,6 +500,12 @@ class SlowPath(threading.Thread):
         if translation is not None and translation.ports and translation.source is not None:
             self._table.open_pool(translation.source)
         return self._quotas.install(key, decision, length)
+
+    def _begun(self, session_id: int, rule: CompiledSecurityRule | None) -> None:
+        """A hit of the rule, and the record that it wants."""
+        if rule is not None:
+            self._hits.add(rule.name)
+            self._log(session_id, rule)
 
     def _log(self, session_id: int, rule: CompiledSecurityRule) -> None:
         denied = rule.action is not Action.ALLOW

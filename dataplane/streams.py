@@ -21,8 +21,9 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from dataplane.alg.base import Piece
+from dataplane.ffi import lib
 
-MAX_EDITS = 16
+MAX_EDITS: int = lib.MAX_EDITS
 SEQUENCES = 1 << 32
 
 

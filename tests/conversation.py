@@ -25,6 +25,14 @@ def pieces(stream: bytes, cuts: Iterable[int]) -> list[bytes]:
     return [stream[a:b] for a, b in pairwise(bounds) if a < b]
 
 
+def with_wrong_bytes(texts: Iterable[bytes], changes: Iterable[tuple[int, int, int]]) -> list[bytes]:
+    """What was said, with bytes changed: which text, where in it (counted round), and what stands there now."""
+    said = [bytearray(text) for text in texts]
+    for which, at, value in changes:
+        said[which][at % len(said[which])] = value
+    return [bytes(text) for text in said]
+
+
 class Talk:
     """A Control. `snat` and `dnat` say which side is translated; `say()` is what a test does with it."""
 

@@ -455,7 +455,7 @@ static void check_edits(void)
 		edited += has;
 		assert(table->adjust_owner[id * EDITS_LINE] == (has ? id : 0));
 		for (int dir = 0; dir < 2 && has; dir++)
-			assert(edits_of(id)->flow[dir].n <= EDITS);
+			assert(edits_of(id)->flow[dir].n <= MAX_EDITS);
 	}
 	for (uint32_t i = 0; i < MAX_ADJUSTED; i++)
 		owners += table->adjust_owner[i] != 0;

@@ -22,7 +22,7 @@ from scapy.layers.msrpce.raw.ept import ept_map_Response, twr_p_t
 
 from dataplane.alg.base import CLIENT, SERVER, TCP, Expected
 from dataplane.alg.msrpc import ENDPOINT_MAPPER, MAX_KEPT, MAX_MESSAGE, NDR, NDR64, Msrpc
-from tests.conversation import Talk, pieces
+from tests.conversation import Talk, pieces, with_wrong_bytes
 
 SERVER_OWN, OUTSIDE, OTHER, ANY = "10.2.0.2", "10.9.9.9", "10.2.0.99", "0.0.0.0"
 ACTIVATOR = "000001a0-0000-0000-c000-000000000046"
@@ -348,10 +348,8 @@ def test_no_answer_does_harm(stub, wide):
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 500), st.integers(0, 255)), max_size=8))
 def test_no_wrong_byte_does_harm(changes):
     """Nothing becomes longer, and no more is opened than is told."""
-    said = [bytearray(text) for _, text, _ in CONVERSATION]
-    for which, at, value in changes:
-        said[which][at % len(said[which])] = value
+    said = with_wrong_bytes((text for _, text, _ in CONVERSATION), changes)
     talk = Talk(Msrpc(), 135, dnat=True)
-    read = [talk.say(side, bytes(text)) for (side, _, _), text in zip(CONVERSATION, said, strict=True)]
+    read = [talk.say(side, text) for (side, _, _), text in zip(CONVERSATION, said, strict=True)]
     assert sum(map(len, read)) <= sum(map(len, said))
     assert len(talk.expected) <= 2

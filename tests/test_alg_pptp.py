@@ -22,7 +22,7 @@ from scapy.layers.pptp import (
 
 from dataplane.alg.base import CLIENT, GRE, SERVER, Expected
 from dataplane.alg.pptp import MAX_CALLS, Pptp
-from tests.conversation import Talk, pieces
+from tests.conversation import Talk, pieces, with_wrong_bytes
 
 START = bytes(PPTPStartControlConnectionRequest())
 STARTED = bytes(PPTPStartControlConnectionReply())
@@ -278,10 +278,8 @@ def test_no_bytes_do_harm(segments):
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 400), st.integers(0, 255)), max_size=8))
 def test_no_wrong_byte_does_harm(changes):
     """A conversation goes on with any of its bytes changed."""
-    said = [bytearray(message) for _, message, _ in CONVERSATION]
-    for which, at, value in changes:
-        said[which][at % len(said[which])] = value
+    said = with_wrong_bytes((text for _, text, _ in CONVERSATION), changes)
     talk = Talk(Pptp(), 1723, snat=True, dnat=True)
-    read = [talk.say(side, bytes(message)) for (side, _, _), message in zip(CONVERSATION, said, strict=True)]
+    read = [talk.say(side, message) for (side, _, _), message in zip(CONVERSATION, said, strict=True)]
     assert sum(map(len, read)) <= sum(map(len, said))
     assert len(talk.expected) <= 6

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dataplane.alg.base import CLIENT, SERVER, UDP, Expected
 from dataplane.alg.sccp import MAX_CHANNELS, Sccp
-from tests.conversation import Talk, address, pieces
+from tests.conversation import Talk, address, pieces, with_wrong_bytes
 
 PHONE, OUTSIDE, OTHER = "10.1.0.2", "10.2.0.1", "10.1.0.99"
 PHONE6, OUTSIDE6 = "fd00:1::2", "fd00:2::1"
@@ -243,10 +243,8 @@ def test_no_bytes_do_harm(segments):
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 250), st.integers(0, 255)), max_size=8))
 def test_no_wrong_byte_does_harm(changes):
     """Nothing becomes longer or is lost, and no more is opened than is announced."""
-    said = [bytearray(text) for _, text, _ in CONVERSATION]
-    for which, at, value in changes:
-        said[which][at % len(said[which])] = value
+    said = with_wrong_bytes((text for _, text, _ in CONVERSATION), changes)
     talk = Talk(Sccp(), 2000, snat=True)
-    read = [talk.say(side, bytes(text)) for (side, _, _), text in zip(CONVERSATION, said, strict=True)]
+    read = [talk.say(side, text) for (side, _, _), text in zip(CONVERSATION, said, strict=True)]
     assert sum(map(len, read)) <= sum(map(len, said))
     assert len(talk.expected) <= 2

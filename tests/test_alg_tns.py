@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dataplane.alg.base import CLIENT, SERVER, TCP, Expected
 from dataplane.alg.tns import MAX_PACKET, Tns
-from tests.conversation import Talk, pieces
+from tests.conversation import Talk, pieces, with_wrong_bytes
 
 SERVER_OWN, OUTSIDE, OTHER = b"10.2.0.2", b"10.9.9.9", b"10.2.0.99"
 DATABASE = b"(DESCRIPTION=(CONNECT_DATA=(SERVICE_NAME=orcl))(ADDRESS=(PROTOCOL=tcp)(HOST=10.2.0.2)(PORT=1600)))"
@@ -243,10 +243,8 @@ def test_no_bytes_do_harm(segments):
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 250), st.integers(0, 255)), max_size=8))
 def test_no_wrong_byte_does_harm(changes):
     """A length that lies does not make one either."""
-    said = [bytearray(text) for _, text, _ in CONVERSATION]
-    for which, at, value in changes:
-        said[which][at % len(said[which])] = value
+    said = with_wrong_bytes((text for _, text, _ in CONVERSATION), changes)
     talk = Talk(Tns(), 1521, snat=True, dnat=True)
     for (side, _, _), text in zip(CONVERSATION, said, strict=True):
-        talk.say(side, bytes(text))
+        talk.say(side, text)
     assert len(talk.expected) <= 2

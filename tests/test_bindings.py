@@ -13,6 +13,7 @@ from dataplane.flow import Decision, FlowKey, Session
 from dataplane.nat import translate
 from dataplane.policy.compile import Pool, compile_policy
 from dataplane.policy.model import Config
+from dataplane.quotas import Quotas
 from dataplane.routes import address_from_text as address
 from dataplane.routes import address_to_text, is_ipv4
 from dataplane.sessions import InstallError, SessionTable
@@ -28,7 +29,7 @@ class Bench:
     def __init__(self, slots: int = 64, oversubscription: int = 1, **translation: Any) -> None:
         self.table = SessionTable(slots, oversubscription)
         self.table.set_timers(0, dict.fromkeys(("tcp_init", "udp", "icmp", "other"), 3600))  # none ends by itself
-        self.bindings = Bindings(self.table)
+        self.bindings = Bindings(self.table, Quotas(self.table))
         rule = {"name": "rule", "source-translation": translation}
         config = {"zones": [{"name": "trust", "interfaces": ["out0"]}], "nat-rules": [rule]}
         (self.rule,) = compile_policy(Config.model_validate(config)).nat_rules

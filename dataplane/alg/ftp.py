@@ -11,10 +11,10 @@ Not done: LPRT/LPSV (RFC 1639).
 """
 
 import re
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from dataplane.alg.base import CLIENT, MORE, SERVER, TCP, Control, Endpoint, Expected, Piece
-from dataplane.policy.objects import address_text
+from dataplane.alg.text import address_of, literal, may_become, spliced
+from dataplane.policy.objects import address_text, is_ipv4
 
 MAX_LINE = 512  # bytes; a longer one is no announcement
 _FIRST = 5  # bytes that tell FTP from something else
@@ -27,7 +27,6 @@ _229 = re.compile(rb"229 [^\r\n(]*\((?P<d>[!-~])(?P=d)(?P=d)(\d{1,5})(?P=d)\)[^\
 _GREETING = re.compile(rb"\d{3}[ -]")
 # What a client begins with: every other word may be a page that a browser was made to post (NAT slipstreaming).
 _COMMAND = re.compile(rb"(?:USER|AUTH|FEAT|HOST|CLNT|OPTS|LANG|HELP|SYST|STAT|NOOP|QUIT)[ \r\n]", re.IGNORECASE)
-_MAPPED = 0xFFFF << 32
 _BEGINNINGS = ((b"PORT ", b"EPRT ", b"AUTH "), (b"227 ", b"229 ", b"234 "))
 
 
@@ -58,7 +57,7 @@ class Ftp:
         """Whether the beginning of a line is too short to tell, or that of something we look for."""
         if not self._spoken[side] and len(data) < _FIRST:
             return True
-        return len(data) < MAX_LINE and _may_become(side, data)
+        return len(data) < MAX_LINE and may_become(data, _BEGINNINGS[side])
 
     def _begin(self, side: int, line: bytes) -> None:
         if not self._spoken[side]:
@@ -87,7 +86,7 @@ class Ftp:
         seen = _expect(CLIENT, _six(match.groups()) if match else None, control)
         if match is None or seen is None:
             return None
-        return _splice(line, match.start(1), match.end(6), _six_text(seen))
+        return spliced(line, {(match.start(1), match.end(6)): _six_text(seen)})
 
     def _eprt(self, line: bytes, control: Control) -> bytes | None:
         match = _EPRT.fullmatch(line)
@@ -96,14 +95,14 @@ class Ftp:
             return None
         mark = match["d"]
         text = mark.join((match[2], address_text(seen.address).encode(), str(seen.port).encode()))
-        return _splice(line, match.start(2), match.end(4), text)
+        return spliced(line, {(match.start(2), match.end(4)): text})
 
     def _227(self, line: bytes, control: Control) -> bytes | None:
         match = _227.fullmatch(line)
         seen = _expect(SERVER, _six(match.groups()) if match else None, control)
         if match is None or seen is None:
             return None
-        return _splice(line, match.start(1), match.end(6), _six_text(seen))
+        return spliced(line, {(match.start(1), match.end(6)): _six_text(seen)})
 
     def _229(self, line: bytes, control: Control) -> bytes | None:
         """It names no address: the one that the control connection goes to is meant."""
@@ -112,13 +111,7 @@ class Ftp:
         seen = _expect(SERVER, announced, control)
         if match is None or seen is None:
             return None
-        return _splice(line, match.start(2), match.end(2), str(seen.port).encode())
-
-
-def _may_become(side: int, data: bytes) -> bool:
-    """Whether the beginning of a line may be that of something we look for."""
-    begun = data.upper()
-    return any(begun.startswith(word[: len(begun)]) for word in _BEGINNINGS[side])
+        return spliced(line, {(match.start(2), match.end(2)): str(seen.port).encode()})
 
 
 def _expect(side: int, announced: Endpoint | None, control: Control) -> Endpoint | None:
@@ -137,7 +130,7 @@ def _six(numbers: tuple[bytes, ...]) -> Endpoint | None:
     values = [int(number) for number in numbers]
     if max(values) > 255:
         return None
-    return Endpoint(_MAPPED | int.from_bytes(bytes(values[:4])), values[4] << 8 | values[5])
+    return Endpoint(address_of(bytes(values[:4])), values[4] << 8 | values[5])
 
 
 def _six_text(endpoint: Endpoint) -> bytes:
@@ -148,15 +141,7 @@ def _six_text(endpoint: Endpoint) -> bytes:
 
 def _named(match: re.Match[bytes], control: Control) -> Endpoint | None:
     """Nothing for the family that the control connection is not of."""
-    if match[2] != (b"1" if control.ipv4 else b"2"):
-        return None
-    text = match[3].decode()
-    try:
-        address = _MAPPED | int(IPv4Address(text)) if control.ipv4 else int(IPv6Address(text))
-    except AddressValueError:
+    address = literal(match[3])
+    if address is None or match[2] != (b"1" if control.ipv4 else b"2") or is_ipv4(address) != control.ipv4:
         return None
     return Endpoint(address, int(match[4]))
-
-
-def _splice(line: bytes, start: int, end: int, text: bytes) -> bytes:
-    return line[:start] + text + line[end:]

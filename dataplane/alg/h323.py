@@ -30,7 +30,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from dataplane.alg.base import CLIENT, MORE, SERVER, TCP, UDP, Control, Endpoint, Expected, Piece
-from dataplane.alg.text import remember
+from dataplane.alg.text import address_of, pass_by, remember
 
 MAX_MESSAGE = 4096  # bytes with the TPKT header
 MAX_NESTED = 32  # messages inside one message
@@ -43,7 +43,6 @@ _SETUP, _RELEASE_COMPLETE = 0x05, 0x5A
 _USER_USER, _PER = 0x7E, 0x05
 _FIRST_CONTROL = b"\x01\x02"  # masterSlaveDetermination, terminalCapabilitySet
 _CONTROL = b"\x03\x04\x22\x4a\x4b"  # openLogicalChannel, closeLogicalChannel, openLogicalChannelAck, endSessionCommand
-_MAPPED = 0xFFFF << 32
 _OPENER = {"openLogicalChannel": True, "closeLogicalChannel": True, "openLogicalChannelAck": False}  # who says it
 _WITH_CALL = 0  # no number of a logical channel: it closes with its call
 
@@ -72,7 +71,7 @@ class _Place(NamedTuple):
     @property
     def endpoint(self) -> Endpoint:
         host = self.fields[self.host]
-        return Endpoint(int.from_bytes(host) | (_MAPPED if len(host) == 4 else 0), self.fields[self.port])
+        return Endpoint(address_of(host), self.fields[self.port])
 
     @property
     def packed(self) -> bytes:
@@ -214,7 +213,7 @@ class _Tpkt:
 
     def inspect(self, side: int, data: bytes, control: Control) -> Piece:
         if self._passing[side]:
-            return self._pass(side, data)
+            return pass_by(self._passing, side, self._passing[side], data)
         if not _TPKT.startswith(data[:2]):
             return self._leave(data)
         if len(data) < _HEADER:
@@ -223,8 +222,7 @@ class _Tpkt:
         if length < _HEADER or (length > MAX_MESSAGE and not self._begun[side]):
             return self._leave(data)
         if length > MAX_MESSAGE:
-            self._passing[side] = length
-            return self._pass(side, data)
+            return pass_by(self._passing, side, length, data)
         if len(data) < length:
             return MORE
         return self._whole(side, data[:length], control)
@@ -238,11 +236,6 @@ class _Tpkt:
         self._begun[side] = True
         changed = self._read(side, body, control)
         return Piece(len(data), None if changed is None else data[:_HEADER] + changed)
-
-    def _pass(self, side: int, data: bytes) -> Piece:
-        taken = min(self._passing[side], len(data))
-        self._passing[side] -= taken
-        return Piece(taken)
 
     def _leave(self, data: bytes) -> Piece:
         self.done = True
@@ -316,10 +309,7 @@ class H245(_Tpkt):
 @cache
 def _types() -> dict[str, Any]:
     """Imported when the first connection is seen: only those who use it pay for it."""
-    from pycrate_asn1dir.H225 import (
-        H323_MESSAGES,
-        MULTIMEDIA_SYSTEM_CONTROL,
-    )
+    from pycrate_asn1dir.H225 import H323_MESSAGES, MULTIMEDIA_SYSTEM_CONTROL
 
     return {
         "information": H323_MESSAGES.H323_UserInformation,

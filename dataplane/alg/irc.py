@@ -20,7 +20,7 @@ Not done: a client's command behind message tags or a prefix, which it has no ne
 import re
 
 from dataplane.alg.base import CLIENT, MORE, SERVER, TCP, Control, Endpoint, Expected, Piece
-from dataplane.alg.text import literal, remember, spliced
+from dataplane.alg.text import literal, may_become, remember, spliced
 from dataplane.policy.objects import IPV4, LAST_PORT, address_text, is_ipv4
 
 MAX_LINE = 512  # bytes; a longer one is no announcement
@@ -75,8 +75,7 @@ class Irc:
             return not _CONTROL.search(data)
         if side == SERVER:
             return bool(self._ports) and data.startswith((b":", b"@"))
-        begun = data.upper()
-        return any(begun.startswith(word[: len(begun)]) for word in _BEGINNINGS)
+        return may_become(data, _BEGINNINGS)
 
     def _read(self, side: int, line: bytes, control: Control) -> bytes | None:
         if side == SERVER:

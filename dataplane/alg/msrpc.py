@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from dataplane.alg.base import CLIENT, MORE, SERVER, TCP, Control, Expected, Piece
-from dataplane.alg.text import remember
+from dataplane.alg.text import address_of, pass_by, remember
 
 MAX_MESSAGE = 8192  # bytes of a message that is read; Windows sends fragments of up to 5840
 MAX_KEPT = 64  # contexts, and calls without an answer; the newest are kept
@@ -50,7 +50,6 @@ _CALL = 12  # offset
 _BODY = 24  # offset of the lists, and of the stub in a response
 _SYNTAX = 20  # bytes: an interface's or a syntax's UUID, and its version
 _TOWERS = _BODY + 24  # offset of the array, behind the handle and the number
-_MAPPED = 0xFFFF << 32
 
 
 class Msrpc:
@@ -68,7 +67,7 @@ class Msrpc:
 
     def inspect(self, side: int, data: bytes, control: Control) -> Piece:
         if self._rest[side]:
-            return self._pass(side, self._rest[side], data)
+            return pass_by(self._rest, side, self._rest[side], data)
         if not self._plausible(side, data):
             return self._end(data)
         if len(data) < HEADER:
@@ -78,13 +77,8 @@ class Msrpc:
             return self._end(data)
         self._spoken[side] = True
         if not _is_read(side, data, verifier) or size > MAX_MESSAGE:
-            return self._pass(side, size, data)
+            return pass_by(self._rest, side, size, data)
         return MORE if len(data) < size else Piece(size, self._read(data[:size], control))
-
-    def _pass(self, side: int, size: int, data: bytes) -> Piece:
-        taken = min(size, len(data))
-        self._rest[side] = size - taken
-        return Piece(taken)
 
     def _end(self, data: bytes) -> Piece:
         self.done = True
@@ -212,13 +206,13 @@ def _floors(message: bytes, at: int, end: int) -> dict[int, tuple[int, int]]:
 def _expect(message: bytearray, port_at: int, address_at: int, control: Control) -> None:
     """Only at the server's own address; what the mapper leaves open stays so."""
     own = control.own(SERVER).address
-    named = int.from_bytes(message[address_at : address_at + 4])
-    if named and _MAPPED | named != own:
+    named = bytes(message[address_at : address_at + 4])
+    if any(named) and address_of(named) != own:
         return
     port = int.from_bytes(message[port_at : port_at + 2])
     seen = control.expect(Expected(SERVER, TCP, port, ("msrpc",), again=True))
     if seen is None:
         return
     message[port_at : port_at + 2] = seen.port.to_bytes(2)
-    if named:
+    if any(named):
         message[address_at : address_at + 4] = seen.address.to_bytes(16)[-4:]

@@ -26,7 +26,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from dataplane.alg.base import CLIENT, MORE, SERVER, UDP, Control, Endpoint, Expected, Piece
-from dataplane.alg.text import Edits, literal, remember, spliced
+from dataplane.alg.text import Edits, literal, pass_by, remember, spliced
 from dataplane.policy.objects import LAST_PORT, address_text
 
 MAX_HEAD = 4096  # bytes
@@ -108,25 +108,18 @@ class Rtsp:
 
     def inspect(self, side: int, data: bytes, control: Control) -> Piece:
         if self._rest[side]:
-            return self._step(side, data, 0)
+            return pass_by(self._rest, side, self._rest[side], data)
         blank = _BLANK.match(data)
         if blank:
             return Piece(blank.end())
         if data[:1] == b"$" and self._begun[side]:
-            return self._step(side, data, 4 + int.from_bytes(data[2:4])) if len(data) >= 4 else MORE
+            return pass_by(self._rest, side, 4 + int.from_bytes(data[2:4]), data) if len(data) >= 4 else MORE
         start, end = _START.match(data), _END.search(data, 0, MAX_HEAD)
         if start and end:
             return self._message(side, start, data[: end.end()], control)
         if len(data) < MAX_HEAD and (start or _BEGUN.fullmatch(data)):
             return MORE
         return self._leave(data, control)
-
-    def _step(self, side: int, data: bytes, length: int) -> Piece:
-        """Over as much as has come of `length` bytes, or of those that are left from before."""
-        length = length or self._rest[side]
-        taken = min(length, len(data))
-        self._rest[side] = length - taken
-        return Piece(taken)
 
     def _leave(self, data: bytes, control: Control) -> Piece:
         """This is no RTSP (any more)."""

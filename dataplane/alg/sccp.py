@@ -18,6 +18,7 @@ Not done: multimedia and multicast channels, the IPv6 address in Register, SCCP 
 import struct
 
 from dataplane.alg.base import CLIENT, MORE, SERVER, UDP, Control, Endpoint, Expected, Piece
+from dataplane.alg.text import address_of, pass_by
 from dataplane.policy.objects import LAST_PORT
 
 MAX_MESSAGE = 512  # bytes of a message that is read; longer ones and all others go by
@@ -36,7 +37,6 @@ _SIZES = {0: 4, 1: 16}  # kind of address -> bytes
 _STATUS_OK = bytes(4)
 _REGISTER_ADDRESS = HEADER + 24
 _CLOSE_PARTY = HEADER + 4
-_MAPPED = 0xFFFF << 32
 
 
 class Sccp:
@@ -52,7 +52,7 @@ class Sccp:
 
     def inspect(self, side: int, data: bytes, control: Control) -> Piece:
         if self._rest[side]:
-            return self._pass(side, self._rest[side], data)
+            return pass_by(self._rest, side, self._rest[side], data)
         if not _plausible(data):
             self.done = True
             return Piece(len(data))
@@ -64,15 +64,10 @@ class Sccp:
             return Piece(len(data))
         size = length + _UNCOUNTED
         if kind not in READ[side] or size > MAX_MESSAGE:
-            return self._pass(side, size, data)
+            return pass_by(self._rest, side, size, data)
         if len(data) < size:
             return MORE
         return Piece(size, self._read(kind, version, data[:size], control))
-
-    def _pass(self, side: int, size: int, data: bytes) -> Piece:
-        taken = min(size, len(data))
-        self._rest[side] = size - taken
-        return Piece(taken)
 
     def _begins(self, side: int, kind: int) -> bool:
         """The phone speaks first, with one of the messages that phones begin with."""
@@ -91,7 +86,7 @@ class Sccp:
         at, size, port_at = _layout(version, message)
         if len(message) < port_at + 8 or message[HEADER : HEADER + 4] != _STATUS_OK or not size:
             return None
-        address = int.from_bytes(message[at : at + size]) | (_MAPPED if size == 4 else 0)
+        address = address_of(message[at : at + size])
         port, party = struct.unpack_from("<II", message, port_at)
         announced = Endpoint(address, port)
         seen = self._expect(party, announced, control)
@@ -138,7 +133,7 @@ def _register(message: bytes, control: Control) -> bytes | None:
     """The phone's address, if it is its own."""
     own, seen = control.own(CLIENT).address, control.seen(CLIENT).address
     announced = message[_REGISTER_ADDRESS : _REGISTER_ADDRESS + 4]
-    if own == seen or len(announced) < 4 or _MAPPED | int.from_bytes(announced) != own:
+    if own == seen or len(announced) < 4 or address_of(announced) != own:
         return None
     return _put(message, _REGISTER_ADDRESS, seen.to_bytes(16)[-4:])
 

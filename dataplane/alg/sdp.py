@@ -25,8 +25,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from dataplane.alg.base import UDP, Control, Expected
-from dataplane.alg.text import Edits as Edits
-from dataplane.alg.text import literal as literal
+from dataplane.alg.text import Edits, literal
 from dataplane.policy.objects import LAST_PORT, address_text, is_ipv4
 
 MAX_MEDIA = 16  # of a description that are read

@@ -39,7 +39,8 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from sipmessage import URI, CSeq, MediaType, Via
 
 from dataplane.alg.base import MORE, TCP, UDP, Control, Endpoint, Expected, Piece
-from dataplane.alg.sdp import Edits, literal, open_media
+from dataplane.alg.sdp import open_media
+from dataplane.alg.text import Edits, literal, remember, spliced
 from dataplane.policy.objects import address_text, is_ipv4
 
 MAX_MESSAGE = 65536  # bytes
@@ -55,8 +56,6 @@ VIA, REACHED, NAMED = range(3)
 """What an address in a header says: where to answer, where its sender takes requests, or merely who is meant."""
 
 T = TypeVar("T")
-K = TypeVar("K")
-V = TypeVar("V")
 Transaction: TypeAlias = tuple[int, int]
 """Who has asked, and the number in CSeq."""
 Call: TypeAlias = dict[tuple[int, int], Transaction]
@@ -169,7 +168,7 @@ class Sip:
         self._read(message, control)
         taken = len(data) if self._datagrams[side] else message.end
         changed = bool(message.edits) and self._options.rewrite and control.translated
-        return Piece(taken, _spliced(message, taken) if changed else None)
+        return Piece(taken, spliced(data[:taken], message.edits) if changed else None)
 
     def _wait(self, side: int, data: bytes) -> Piece:
         return self._stray(side, data) if self._datagrams[side] or len(data) > MAX_MESSAGE else MORE
@@ -190,7 +189,7 @@ class Sip:
         method, code = message.start["method"], message.start["code"]
         identity, cseq = message.value(b"i"), _understood(CSeq.parse, message.value(b"cseq"))
         if method in _OF_CALLS and 0 < len(identity) <= MAX_CALL_ID:
-            _remember(self._calls, identity, self._calls.get(identity, {}), MAX_CALLS)
+            remember(self._calls, identity, self._calls.get(identity, {}), MAX_CALLS)
         call = self._calls.get(identity)
         if method:
             message.opens = _sent_by(message) == control.own(message.side).address
@@ -225,7 +224,7 @@ class Sip:
         body = message.data[message.body : message.end]
         media = open_media(body, message.side, control, anyone=self._options.anyone)
         for port in media.ports:
-            _remember(call, (message.side, port), call.get((message.side, port), transaction), MAX_PORTS)
+            remember(call, (message.side, port), call.get((message.side, port), transaction), MAX_PORTS)
         for (start, end), text in media.edits.items():
             message.edits[message.body + start, message.body + end] = text
         grown = sum(len(text) - (end - start) for (start, end), text in media.edits.items())
@@ -280,7 +279,7 @@ class Sip:
             if there is None or there == Endpoint(address, port):
                 return
             key = (message.side, kind == VIA, there)
-            _remember(self._spelled, key, match["place"], MAX_SPELLINGS)
+            remember(self._spelled, key, match["place"], MAX_SPELLINGS)
             message.edits[match.span("place")] = _spelling(there)
         elif address == control.seen(1 - message.side).address:
             text = self._inward(1 - message.side, kind, Endpoint(address, port), control)
@@ -373,19 +372,3 @@ def _trimmed(data: bytes, header: Header) -> tuple[int, int]:
     value = data[header.start : header.end]
     start = header.start + len(value) - len(value.lstrip())
     return start, start + len(value.strip())
-
-
-def _spliced(message: Message, taken: int) -> bytes:
-    parts, position = [], 0
-    for (start, end), text in sorted(message.edits.items()):
-        parts += [message.data[position:start], text]
-        position = end
-    return b"".join([*parts, message.data[position:taken]])
-
-
-def _remember(memory: dict[K, V], key: K, value: V, most: int) -> None:
-    """The newest last; the oldest goes."""
-    memory.pop(key, None)
-    memory[key] = value
-    if len(memory) > most:
-        del memory[next(iter(memory))]

@@ -19,7 +19,7 @@ import re
 from ipaddress import ip_address
 
 from dataplane.alg.base import CLIENT, MORE, SERVER, TCP, Control, Endpoint, Expected, Piece
-from dataplane.alg.text import Edits, spliced
+from dataplane.alg.text import Edits, address_of, pass_by, spliced
 from dataplane.policy.objects import LAST_PORT, address_text
 
 MAX_PACKET = 4096  # bytes of a packet that is read; others go by
@@ -31,7 +31,6 @@ HEADER = 8  # bytes
 _TEXT = 10  # offset of the text, in REDIRECT behind its length, in DATA behind the flags
 _CONNECT_SIZE = 26  # bytes; a CONNECT has at least the length of its data
 _CONNECT_HEAD = bytes([0, 0, CONNECT])  # behind the length
-_MAPPED = 0xFFFF << 32
 
 _ADDRESS = re.compile(rb"\(\s*ADDRESS\s*=\s*(?:\([^()]*\)\s*)+\)", re.IGNORECASE)
 _PROTOCOL = re.compile(rb"\(\s*PROTOCOL\s*=\s*TCPS?\s*\)", re.IGNORECASE)
@@ -47,13 +46,13 @@ class Tns:
     def __init__(self) -> None:
         self.done = False
         self._connected = False
-        self._rest = 0  # bytes to come of a packet of the server that is not read
+        self._rest = [0, 0]  # bytes to come of a packet that is not read; all of the client's go by
 
     def inspect(self, side: int, data: bytes, control: Control) -> Piece:
         if side == CLIENT:
             return self._client(data)
-        if self._rest:
-            return self._pass(self._rest, data)
+        if self._rest[SERVER]:
+            return pass_by(self._rest, SERVER, self._rest[SERVER], data)
         if not self._connected:
             self.done = True
             return Piece(len(data))
@@ -77,7 +76,7 @@ class Tns:
             self.done = True
             return Piece(len(data))
         if kind != REDIRECT or not _TEXT <= size <= MAX_PACKET:
-            return self._pass(size, data)
+            return pass_by(self._rest, SERVER, size, data)
         if size == _TEXT:
             return self._two(data, control)
         return MORE if len(data) < size else Piece(size, _redirect(data[:size], 0, control))
@@ -91,11 +90,6 @@ class Tns:
             return Piece(_TEXT)
         whole = _TEXT + size
         return MORE if len(data) < whole else Piece(whole, _redirect(data[:whole], _TEXT, control))
-
-    def _pass(self, size: int, data: bytes) -> Piece:
-        taken = min(size, len(data))
-        self._rest = size - taken
-        return Piece(taken)
 
 
 def _head(data: bytes) -> tuple[int, int]:
@@ -143,4 +137,4 @@ def _literal(host: bytes) -> int | None:
         address = ip_address(host.decode("latin-1"))
     except ValueError:
         return None
-    return int(address) | (_MAPPED if address.version == 4 else 0)
+    return address_of(address.packed)

@@ -239,6 +239,10 @@ class Lab:
                 kind = b"\x86\xdd" if data[:1] and data[0] >> 4 == 6 else b"\x08\x00"
                 out.send(addresses + kind + data)
 
+    def reaches(self, ns: str, *addresses: str) -> None:
+        """An endpoint knows its next hop as the way to these addresses of its subnet, too."""
+        self._batch(ns, _neighbours("eth0", self._next_hop(ns), *addresses))
+
     # The firewall namespace
 
     @contextmanager

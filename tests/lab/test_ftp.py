@@ -32,7 +32,8 @@ from tests.lab.calls import connect, source_rule
 from tests.lab.capture import ETHERNET, Capture
 from tests.lab.console import IN_ORDER, counters, record, rule, sessions, zones
 from tests.lab.firewall import Firewall
-from tests.lab.lab import CLIENT, CLIENT6, MACS, OUT0, SERVER, SERVER6, Lab, poll
+from tests.lab.kernel import kernel_helps, publishes, translates
+from tests.lab.lab import CLIENT, CLIENT6, MACS, SERVER, SERVER6, Lab, poll
 from tests.lab.servers import UP, Channel, FtpClient, Way, directory, pyftpd, six, vsftpd
 
 VSFTPD, PYFTPD, SPOKEN = 21, 2121, 2122
@@ -103,15 +104,19 @@ CONFIG: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
+    with served() as made:
+        yield made
+
+
+@contextmanager
+def served() -> Iterator[Lab]:
     """Both servers on both sides; whoever calls a public address knows the way there."""
     with Lab(client_addresses=[HIDDEN, HIDDEN6, *BEHIND, UNREAD, NEIGHBOUR]) as made:
         for ns in ("client", "server"):
             root = directory(made, ns, FILES)
             vsftpd(made, ns, root, VSFTPD)
             pyftpd(made, ns, root, PYFTPD)
-        for address in PUBLIC:
-            neighbour = ["lladdr", MACS["firewall", "out0"], "dev", "eth0"]
-            made.run("server", ["ip", "neighbour", "replace", address, *neighbour], check=True)
+        made.reaches("server", *PUBLIC)
         yield made
 
 
@@ -256,6 +261,23 @@ def test_files_go_down_and_up(lab, firewall, way, mode, server):
     }
     assert {entry["parent_session_id"] for entry in data} == set(parents)
     assert control.wrong_checksums() == []
+    assert {frame.source for frame in control.received()} == {way.seen}
+
+
+@pytest.fixture(scope="module")
+def kernel_lab() -> Iterator[Lab]:
+    with served() as made:
+        made.reaches("server", POOL, POOL6)
+        outgoing = [translates(HIDDEN, POOL), translates(HIDDEN6, POOL6), translates(BEHIND[1], PUBLIC[1])]
+        kernel_helps(made, "ftp", VSFTPD, ["tcp"], [*map(publishes, PUBLIC, BEHIND)], outgoing)
+        yield made
+
+
+@pytest.mark.parametrize(("way", "mode"), MODES)
+def test_the_kernel_does_the_same(kernel_lab, way, mode):
+    """The control of all this: nf_conntrack_ftp and nf_nat_ftp in our place."""
+    with kernel_lab.capture(way.server_ns, "eth0", f"tcp port {VSFTPD}") as control:
+        assert not (done := curl(kernel_lab, way, mode, VSFTPD)).returncode, done.stderr
     assert {frame.source for frame in control.received()} == {way.seen}
 
 
@@ -565,31 +587,3 @@ def test_over_a_virtual_wire(seen):
                 way = Way("wire", "client", CLIENT, SERVER, seen, SERVER)
                 assert not (done := curl(lab, way, mode, VSFTPD)).returncode, done.stderr
             assert {frame.source for frame in control.received()} == {seen}
-
-
-KERNEL = """
-iptables -t raw -A PREROUTING -p tcp --dport 21 -j CT --helper ftp
-iptables -t nat -A POSTROUTING -o out0 -j MASQUERADE
-iptables -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
-iptables -A FORWARD -i in0 -p tcp --dport 21 -j ACCEPT
-iptables -A FORWARD -j REJECT --reject-with tcp-reset -p tcp
-"""
-
-
-@pytest.mark.parametrize("mode", [*ACTIVE, *PASSIVE])
-def test_the_kernel_does_the_same(kernel_lab, mode):
-    """The control of all this: nf_conntrack_ftp and nf_nat_ftp in our place."""
-    way = Way("kernel", "client", CLIENT, SERVER, OUT0, SERVER)
-    with kernel_lab.capture("server", "eth0", "tcp port 21") as control:
-        assert not (done := curl(kernel_lab, way, mode, VSFTPD)).returncode, done.stderr
-    assert {frame.source for frame in control.received()} == {OUT0}
-
-
-@pytest.fixture(scope="module")
-def kernel_lab() -> Iterator[Lab]:
-    with Lab() as lab:
-        for line in KERNEL.split("\n")[1:-1]:
-            if (done := lab.run("firewall", line.split())).returncode:
-                pytest.skip(f"the kernel has no FTP helper: {done.stderr.strip()}")
-        vsftpd(lab, "server", directory(lab, "server", FILES), VSFTPD)
-        yield lab

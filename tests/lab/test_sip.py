@@ -30,7 +30,8 @@ from tests.lab.calls import exchange, pool_row, source_rule
 from tests.lab.capture import TCP, Capture
 from tests.lab.console import CONTROL_PORT, IN_ORDER, Control, ask, counters, port, record, rule, sessions, zones
 from tests.lab.firewall import Firewall
-from tests.lab.lab import CLIENT, CLIENT6, MACS, SERVER, SERVER6, Lab, poll
+from tests.lab.kernel import kernel_helps, publishes, translates
+from tests.lab.lab import CLIENT, CLIENT6, SERVER, SERVER6, Lab, poll
 
 SIP = 5060
 SCENARIOS = Path(__file__).parent / "sipp"
@@ -145,12 +146,16 @@ CONFIG: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
+    with phones() as made:
+        yield made
+
+
+@contextmanager
+def phones() -> Iterator[Lab]:
     """Whoever calls a public address knows the way there."""
     inside = [HIDDEN, HIDDEN6, NEIGHBOUR, BEHIND, BEHIND6, STATIC]
     with Lab(client_addresses=inside, server_addresses=[STRANGER]) as made:
-        for address in (PUBLIC, PUBLIC6, PUBLIC_STATIC):
-            neighbour = ["lladdr", MACS["firewall", "out0"], "dev", "eth0"]
-            made.run("server", ["ip", "neighbour", "replace", address, *neighbour], check=True)
+        made.reaches("server", PUBLIC, PUBLIC6, PUBLIC_STATIC)
         yield made
 
 
@@ -317,13 +322,39 @@ def test_a_call(lab, firewall, way, transport):
     seen = announced(next(text for text in said(traffic.outside, way.ns == "client") if b"m=audio" in text))
     assert seen in POOL_PORTS if way.pooled else seen == own
     assert_translated(traffic, names(session, {own: seen}))
-    assert heard(traffic.inside, way.inside, own) == heard(traffic.outside, way.outside, seen) == SOUNDS
-    assert heard(traffic.inside, way.peer, other) == heard(traffic.outside, way.peer, other) == SOUNDS
+    assert_heard(traffic, way, own, seen, other)
     (sound,) = sessions(firewall, application="rtp", source_port=media[0])
     assert (sound["parent_session"], sound["prediction_matched_once"]) == (session["id"], True)
     assert not waiting(firewall)
     clear(firewall)
     assert used(firewall, way) == before
+
+
+def assert_heard(traffic: Traffic, way: Way, own: int, seen: int, other: int) -> None:
+    """Every sound came through both ways: to the phone inside, at `own` known as `seen`, and to the other one."""
+    assert heard(traffic.inside, way.inside, own) == heard(traffic.outside, way.outside, seen) == SOUNDS
+    assert heard(traffic.inside, way.peer, other) == heard(traffic.outside, way.peer, other) == SOUNDS
+
+
+@pytest.fixture(scope="module")
+def kernel_lab() -> Iterator[Lab]:
+    with phones() as made:
+        made.reaches("server", POOL, POOL6)
+        outgoing = [translates(HIDDEN, POOL), translates(HIDDEN6, POOL6), translates(STATIC, PUBLIC_STATIC)]
+        incoming = [publishes(PUBLIC, BEHIND), publishes(PUBLIC6, BEHIND6), publishes(PUBLIC_STATIC, STATIC)]
+        kernel_helps(made, "sip", SIP, ["udp", "tcp"], incoming, outgoing)
+        yield made
+
+
+@both_transports
+@every_way
+def test_the_kernel_does_the_same(kernel_lab, way, transport):
+    """The control of all this: nf_conntrack_sip and nf_nat_sip in our place."""
+    media = next(_ports), next(_ports)
+    own, other = media if way.ns == "client" else media[::-1]
+    traffic = talk(kernel_lab, way, transport, ("caller", "called"), media)
+    seen = announced(next(text for text in said(traffic.outside, way.ns == "client") if b"m=audio" in text))
+    assert_heard(traffic, way, own, seen, other)
 
 
 @both_transports

@@ -13,6 +13,7 @@ import os
 import random
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ import pytest
 from tests.lab.calls import Address
 from tests.lab.console import IN_ORDER, counters, rule, sessions, zones
 from tests.lab.firewall import Firewall
-from tests.lab.lab import CLIENT, CLIENT6, MACS, SERVER, SERVER6, Lab, poll
+from tests.lab.kernel import kernel_helps, publishes, translates
+from tests.lab.lab import CLIENT, CLIENT6, SERVER, SERVER6, Lab, poll
 from tests.lab.servers import UP, Way, directory, tftpd
 
 SPOKEN = 6969  # a port where a test serves
@@ -86,13 +88,18 @@ CONFIG: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
+    with served() as made:
+        yield made
+
+
+@contextmanager
+def served() -> Iterator[Lab]:
     """A server on both sides; whoever calls the public address knows the way there."""
     with Lab(client_addresses=[NEIGHBOUR], server_addresses=[HIDDEN, HIDDEN6, UNREAD]) as made:
         roots = {ns: directory(made, ns, FILES) for ns in ("client", "server")}
         for way in WAYS:
             tftpd(made, way.server_ns, roots[way.server_ns], way.serving)
-        there = ["lladdr", MACS["firewall", "out0"], "dev", "eth0"]
-        made.run("server", ["ip", "neighbour", "replace", PUBLIC, *there], check=True)
+        made.reaches("server", PUBLIC)
         yield made
 
 
@@ -145,14 +152,8 @@ def expected_of(firewall: Firewall, client: socket.socket) -> list[dict[str, Any
 @EVERY_WAY
 def test_a_file_is_read_and_written(lab, firewall, way):
     """Each transfer is a child of its request, by the rule that let the request pass."""
-    before, name = len(firewall.traffic_log(event="start")), os.urandom(4).hex()
-    near, far = lab.directory / name, lab.directory / way.server_ns
-    with lab.capture(way.server_ns, "eth0", "udp") as capture:
-        for file, content in FILES.items():
-            tftp(lab, way, "get", file, str(near))
-            assert near.read_bytes() == content
-            tftp(lab, way, "put", str(far / file), f"{UP}/{name}-{file}")
-            assert (far / UP / f"{name}-{file}").read_bytes() == content
+    before = len(firewall.traffic_log(event="start"))
+    read_and_write(lab, way)
     count = 4 * len(FILES)
     log = poll(lambda: started(firewall, before, count), 3, f"{count} records")
     requests = [entry for entry in log if entry["application"] == "tftp"]
@@ -163,6 +164,18 @@ def test_a_file_is_read_and_written(lab, firewall, way):
     assert sorted(entry["parent_session_id"] for entry in transfers) == sorted(
         entry["session_id"] for entry in requests
     )
+
+
+def read_and_write(lab: Lab, way: Way) -> None:
+    """Every file both ways, with the server seeing the client as it should."""
+    name = os.urandom(4).hex()
+    near, far = lab.directory / name, lab.directory / way.server_ns
+    with lab.capture(way.server_ns, "eth0", "udp") as capture:
+        for file, content in FILES.items():
+            tftp(lab, way, "get", file, str(near))
+            assert near.read_bytes() == content
+            tftp(lab, way, "put", str(far / file), f"{UP}/{name}-{file}")
+            assert (far / UP / f"{name}-{file}").read_bytes() == content
     assert {frame.source for frame in capture.received()} == {way.seen}
     assert capture.wrong_checksums() == []
 
@@ -170,6 +183,21 @@ def test_a_file_is_read_and_written(lab, firewall, way):
 def started(firewall: Firewall, before: int, count: int) -> list[dict[str, Any]]:
     log = firewall.traffic_log(event="start")[before:]
     return log if len(log) >= count else []
+
+
+@pytest.fixture(scope="module")
+def kernel_lab() -> Iterator[Lab]:
+    with served() as made:
+        made.reaches("server", POOL, POOL6)
+        outgoing = [translates(CLIENT, POOL, HIDDEN), translates(CLIENT6, POOL6, HIDDEN6)]
+        kernel_helps(made, "tftp", 69, ["udp"], [publishes(PUBLIC, CLIENT)], outgoing)
+        yield made
+
+
+@EVERY_WAY
+def test_the_kernel_does_the_same(kernel_lab, way):
+    """The control of all this: nf_conntrack_tftp and nf_nat_tftp in our place."""
+    read_and_write(kernel_lab, way)
 
 
 @EVERY_WAY
