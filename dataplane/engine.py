@@ -289,7 +289,7 @@ class Engine:
         if kind in ("link", "address"):
             if self._routed:
                 self._sysctls.apply(self._routed)
-            self._answering.set(self._answered())
+            self._answering.set(self._answered(), self.monitor.links)
             self._wires.follow(self.monitor.links)
             self._follow_addresses()
         if kind == "route" or now.zone_by_interface != before.zone_by_interface:

@@ -10,6 +10,7 @@ these addresses as the host's.  Limit: an operator's arp_ignore of 1 or more sil
 """
 
 import errno
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from dataplane.errors import DataplaneError
-from dataplane.routes import LOCAL, Link, address_to_text, is_ipv4, read_links
+from dataplane.routes import LOCAL, Link, address_from_text, address_to_text, is_ipv4
 from dataplane.rules import Record
 from dataplane.rules.sysctls import Sysctls
 
@@ -39,20 +40,22 @@ class Answering:
         self._sysctls = Sysctls(runtime_dir, "answering-sysctls")
         self._held: Answers = {(address, ifindex) for address, ifindex in self._record.load() or ()}
 
-    def set(self, addresses: Iterable[int]) -> None:
-        """Answer for those of `addresses` that lie in a subnet and are nobody's, and for no others.
+    def set(self, addresses: Iterable[int], links: Iterable[Link]) -> None:
+        """Answer for those of `addresses` that lie in a subnet of `links` and are nobody's, and for no others.
 
-        To be called again when links or addresses have changed.  Raises DataplaneError if the kernel refuses.
+        To be called again whenever links have changed, with what is known of them then: were they read here, what
+        changes between two calls and changes back would be seen by one side only.  The kernel is asked what is there:
+        a link that goes down loses its proxy entries.  Raises DataplaneError if the kernel refuses.
         """
+        links = tuple(links)
+        wanted = _answers(addresses, links)
         with IPRoute() as netlink:
-            links = read_links(netlink)
-            wanted = _answers(addresses, links)
-            stale, fresh = self._held - wanted, wanted - self._held
-            self._hold(self._held | fresh)
+            stale = self._held - wanted
+            self._hold(self._held | wanted)
             for answer in stale:
                 _remove(netlink, answer)
             self._sysctls.put(_settings(wanted, links))
-            for answer in fresh:
+            for answer in wanted - _present(netlink):
                 _add(netlink, answer)
         self._hold(wanted)
 
@@ -81,6 +84,15 @@ def _answers(addresses: Iterable[int], links: Iterable[Link]) -> Answers:
         if address not in taken
         for first, last, ifindex in subnets
         if first <= address <= last
+    }
+
+
+def _present(netlink: IPRoute) -> Answers:
+    """What the kernel answers for by our entries, or by the operator's proxy entries."""
+    routes = netlink.get_routes(family=socket.AF_INET, table=LOCAL, proto=PROTOCOL)
+    proxies = netlink.get_neighbours(family=socket.AF_INET6, flags=NTF_PROXY)
+    return {(address_from_text(row.get_attr("RTA_DST")), row.get_attr("RTA_OIF")) for row in routes} | {
+        (address_from_text(row.get_attr("NDA_DST")), row["ifindex"]) for row in proxies
     }
 
 

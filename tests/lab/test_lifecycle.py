@@ -142,10 +142,11 @@ def test_a_stop_after_the_interfaces_changed(lab):
     ip(lab, "link", "add", "dmz0", "type", "veth", "peer", "name", "dmz1")
     ip(lab, "link", "set", "dmz0", "up")
     poll(lambda: sysctl(lab, "ipv4/conf/dmz0/accept_local") == "1", 3, "the new interface to be set")
-    ip(lab, "address", "add", "10.2.0.101/24", "dev", "out0")
-    poll(lambda: "local 10.2.0.101 dev out0 table local proto 143" not in routes(lab), 3, "an answer to be given up")
-    ip(lab, "address", "delete", "10.2.0.101/24", "dev", "out0")
-    poll(lambda: "local 10.2.0.101 dev out0 table local proto 143" in routes(lab), 3, "the answer to come back")
+    ours = f"local {POOL_FIRST} dev out0 table local proto 143"
+    ip(lab, "address", "add", f"{POOL_FIRST}/24", "dev", "out0")
+    poll(lambda: ours not in routes(lab), 3, "an answer to be given up")
+    ip(lab, "address", "delete", f"{POOL_FIRST}/24", "dev", "out0")
+    poll(lambda: ours in routes(lab), 3, "the answer to come back")
     ip(lab, "link", "delete", "dmz0")
     firewall.stop()
     assert (firewall.footprint(), routes(lab)) == before

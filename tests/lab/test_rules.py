@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from netfilterqueue import NetfilterQueue, Packet
+from pyroute2 import IPRoute
 
 from dataplane.errors import DataplaneError
-from dataplane.routes import address_from_text
+from dataplane.routes import Link, address_from_text, read_links
 from dataplane.rules import MARK_OWN, Hooks
 from dataplane.rules.answering import Answering
 from dataplane.rules.iptables import Iptables
@@ -422,6 +423,12 @@ def answered(lab: Lab, address: str) -> bool:
     return MACS["firewall", "out0"] in neighbour
 
 
+def links() -> tuple[Link, ...]:
+    """Those of the current namespace."""
+    with IPRoute() as netlink:
+        return read_links(netlink)
+
+
 def state(lab: Lab) -> list[str]:
     """All that may hold an answer: addresses, local routes, proxy entries."""
     queries = ("address", "route show table all", "-6 route show table all", "neigh show proxy", "-6 neigh show proxy")
@@ -436,11 +443,12 @@ def test_pool_addresses_are_answered_for_and_forgotten(lab, tmp_path):
         answering = Answering(tmp_path)
         assert not answered(lab, POOL)
         answering.set(
-            [*ADDRESSES, *map(address_from_text, (OUT0, OUT06, SERVER[:-1] + "55", "10.2.0.255", "192.0.2.7"))]
+            [*ADDRESSES, *map(address_from_text, (OUT0, OUT06, SERVER[:-1] + "55", "10.2.0.255", "192.0.2.7"))],
+            links(),
         )
         assert [answered(lab, address) for address in (POOL, POOL6)] == [True, True]
         assert state(lab)[0] == before[0]
-        answering.set(ADDRESSES[:1])
+        answering.set(ADDRESSES[:1], links())
         assert [answered(lab, address) for address in (POOL, POOL6, "10.2.0.55")] == [True, False, False]
         answering.clear()
         assert not answered(lab, POOL)
@@ -452,18 +460,32 @@ def test_a_successor_drops_what_its_predecessor_answered_for(lab, tmp_path):
     """A killed daemon's entries are found again in the runtime directory."""
     with lab.inside("firewall"):
         before, sysctls = state(lab), settings()
-        Answering(tmp_path).set(ADDRESSES)
-        Answering(tmp_path).set([address_from_text("10.2.0.60")])
+        Answering(tmp_path).set(ADDRESSES, links())
+        Answering(tmp_path).set([address_from_text("10.2.0.60")], links())
         assert [answered(lab, address) for address in (POOL, POOL6, "10.2.0.60")] == [False, False, True]
         Answering(tmp_path).clear()
         assert (state(lab), settings()) == (before, sysctls)
+
+
+def test_a_link_that_was_down_answers_again(lab, tmp_path):
+    """The kernel takes the proxy entries of a link that goes down, but not always its addresses."""
+    with lab.inside("firewall"):
+        Path("/proc/sys/net/ipv6/conf/out0/keep_addr_on_down").write_text("1")
+        answering = Answering(tmp_path)
+        answering.set(ADDRESSES, links())
+        for change in ("down", "up"):
+            subprocess.run(["ip", "link", "set", "out0", change], check=True)
+        assert f"{POOL6} dev out0" not in state(lab)[4]
+        answering.set(ADDRESSES, links())
+        assert [answered(lab, address) for address in (POOL, POOL6)] == [True, True]
+        answering.clear()
 
 
 def test_an_interface_may_vanish_while_it_answers(lab, tmp_path):
     """The kernel has dropped the entries already."""
     with lab.inside("firewall"):
         answering = Answering(tmp_path)
-        answering.set(ADDRESSES)
+        answering.set(ADDRESSES, links())
         subprocess.run(["ip", "link", "delete", "out0"], check=True)
-        answering.set(ADDRESSES)
+        answering.set(ADDRESSES, links())
         answering.clear()
