@@ -44,6 +44,8 @@ static struct session *filter_slot(struct table *t, const struct session_filter 
 	if (!filter_state(f, __atomic_load_n(&s->state[0], __ATOMIC_RELAXED)))
 		return NULL;
 	spin_lock(&s->lock);
+	if (s->flags & FLAG_ENTRY && (f->min_bytes || f->max_bytes))
+		offload_merge(t, s);
 	if (filter_state(f, s->state[0]) && filter_addresses(f, s) && filter_decision(f, s) && filter_amounts(f, s))
 		return s;
 	session_unlock(s);
@@ -60,7 +62,7 @@ uint32_t table_scan(struct table *t, const struct session_filter *filter, uint32
 		if (!s)
 			continue;
 		out[found].id = id;
-		session_copy_out(s, &out[found++].session);
+		session_copy_out(t, s, &out[found++].session);
 		session_unlock(s);
 	}
 	*next = id <= t->max_sessions ? id : 0;

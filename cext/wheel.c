@@ -133,6 +133,8 @@ static bool judge(struct table *t, uint32_t id, uint32_t now, struct session_cop
 		session_unlock(s);
 		return false;
 	}
+	if (s->flags & FLAG_ENTRY)
+		offload_merge(t, s);
 	due = wheel_deadline(t, s);
 	over = s->state[0] == SESSION_CLOSING || (int32_t)(now - due) >= 0;
 	if (over) {
@@ -140,7 +142,7 @@ static bool judge(struct table *t, uint32_t id, uint32_t now, struct session_cop
 			session_set_closing(t, s, END_AGED_OUT);
 		session_set_closed(s);
 		ended->id = id;
-		session_copy_out(s, &ended->session);
+		session_copy_out(t, s, &ended->session);
 	} else {
 		wheel_insert(t, s, due);
 	}

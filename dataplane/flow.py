@@ -87,3 +87,5 @@ class Session(NamedTuple):
     inspected: bool = False
     predicted: bool = False  # it was expected, or still is
     by_server: bool = False
+    offloaded: bool = False  # the kernel forwards it
+    adjusted: bool = False  # its sequence numbers are translated

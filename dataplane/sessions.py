@@ -282,6 +282,8 @@ class SessionTable:
             inspected=bool(flags & lib.FLAG_INSPECTED),
             predicted=bool(flags & lib.FLAG_PREDICTED),
             by_server=bool(flags & lib.FLAG_BY_SERVER),
+            offloaded=bool(flags & lib.FLAG_OFFLOADED),
+            adjusted=bool(flags & lib.FLAG_ADJUSTED),
         )
 
 
