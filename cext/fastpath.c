@@ -199,9 +199,8 @@ static bool dies_here(const struct packet *pkt, const struct session *s)
  * watch. */
 static void follow_offload(struct session *s, const struct burst *b)
 {
-	if (s->tcp_state == TCP_ESTABLISHED)
-		offload_publish(b->table, s);
-	else
+	offload_publish(b->table, s);
+	if (s->tcp_state != TCP_ESTABLISHED)
 		offload_take_off(b->table, s);
 }
 

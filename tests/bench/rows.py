@@ -75,19 +75,19 @@ def python_callback() -> Iterator[Path]:
 
 
 @contextmanager
-def ours(*, source_nat: bool) -> Iterator[Path]:
-    """The daemon without offload: a hundred rules before the matching one, session start and end logged."""
-    with served_lab() as lab, lab.firewall(configuration(source_nat)) as firewall:
+def ours(*, source_nat: bool, offload: bool = False) -> Iterator[Path]:
+    """The daemon: a hundred rules before the matching one, session start and end logged."""
+    with served_lab() as lab, lab.firewall(configuration(source_nat, offload)) as firewall:
         yield Path(lab, lambda: firewall.json("show", "session", "info").get("bytes_per_session"))
 
 
-def configuration(source_nat: bool) -> dict[str, Any]:
+def configuration(source_nat: bool, offload: bool = False) -> dict[str, Any]:
     """The configuration of the daemon's rows."""
     return {
         "zones": [{"name": "trust", "interfaces": ["in0"]}, {"name": "untrust", "interfaces": ["out0"]}],
         "security-rules": [*(deny(number) for number in range(OTHER_RULES)), ALLOW],
         "nat-rules": [SOURCE_NAT] if source_nat else [],
-        "settings": {"offload": False, "session": {"timeouts": {"udp": UDP_TIMEOUT}}},
+        "settings": {"offload": offload, "session": {"timeouts": {"udp": UDP_TIMEOUT}}},
     }
 
 
@@ -125,6 +125,7 @@ ROWS: dict[str, tuple[str, Callable[[], AbstractContextManager[Path]]]] = {
     "python": ("netfilterqueue, Python callback", python_callback),
     "ours": ("this firewall", lambda: ours(source_nat=False)),
     "ours-snat": ("this firewall, source NAT", lambda: ours(source_nat=True)),
+    "offload-snat": ("this firewall, NAT, offloaded", lambda: ours(source_nat=True, offload=True)),
 }
 
 
