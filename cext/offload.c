@@ -27,7 +27,7 @@
 #define CLAIM_PROBES 8
 #define OFFERS 1024u
 #define ENOUGH_PACKETS 3          /* of a session without a handshake: one question and its answer are not worth it */
-#define SETTLE 10u                /* ticks after which no program can still hold an entry */
+#define SETTLE 11u                /* ticks after which no packet is left in a queue, and no program holds an entry */
 #define WORD 64u
 
 _Static_assert(sizeof(struct offload_flow) == 128, "two cache lines: what a packet reads, what it writes");
@@ -182,15 +182,17 @@ static void count_atomically(struct table *t, enum counter which, uint64_t n)
 	__atomic_fetch_add(&t->counter[SHARD_OFFLOAD][which], n, __ATOMIC_RELAXED);
 }
 
-/* Packets and bytes of one direction move over; true if there were any. */
+/* Packets and bytes of one direction move over, whichever of the two the program has come to; true if there were any. */
 static bool take_counts(struct table *t, struct session *s, int dir, struct offload_flow *flow)
 {
-	uint64_t packets, bytes;
+	uint64_t packets = 0, bytes = 0;
 
-	if (!__atomic_load_n(&flow->packets, __ATOMIC_RELAXED))
+	if (__atomic_load_n(&flow->packets, __ATOMIC_RELAXED))
+		packets = __atomic_exchange_n(&flow->packets, 0, __ATOMIC_RELAXED);
+	if (__atomic_load_n(&flow->bytes, __ATOMIC_RELAXED))
+		bytes = __atomic_exchange_n(&flow->bytes, 0, __ATOMIC_RELAXED);
+	if (!packets && !bytes)
 		return false;
-	packets = __atomic_exchange_n(&flow->packets, 0, __ATOMIC_RELAXED);
-	bytes = __atomic_exchange_n(&flow->bytes, 0, __ATOMIC_RELAXED);
 	s->packets[dir] += packets;
 	s->bytes[dir] += bytes;
 	count_atomically(t, PKT_OFFLOAD, packets);
@@ -229,6 +231,15 @@ void offload_merge(struct table *t, struct session *s)
 		if (seen && session_matches(s) && !before(b.now, s->last_seen))
 			session_touch(s, &b);
 	}
+}
+
+/* Whether a packet that the worker has in its hand may have waited in its queue while the kernel forwarded later ones:
+ * none waits for more than a second. */
+bool offload_overtakes(const struct table *t, const struct session *s, uint32_t now)
+{
+	const struct offloaded *entry = s->flags & FLAG_ENTRY ? entry_of(t, s) : NULL;
+
+	return entry && now - entry->flow[0].begun <= SETTLE;
 }
 
 void offload_publish(struct table *t, const struct session *s)
@@ -353,6 +364,7 @@ static enum offload_result put_in(struct table *t, struct offload *o, struct ses
 		offload_merge(t, s);
 	for (int dir = 0; dir < 2; dir++)
 		fill_flow(s, dir, hops[dir], &o->entries[found - 1].flow[dir]);
+	o->entries[found - 1].flow[0].begun = table_now();
 	s->flags |= FLAG_ENTRY;
 	if (!map_flows(o, s, found - 1))
 		return OFFLOAD_FULL;

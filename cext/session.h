@@ -191,7 +191,8 @@ struct offload_flow {
 	uint8_t  translated;         /* [S] 1: addresses or ports change */
 	uint8_t  reserved[2];
 	uint32_t taken_off;          /* [S] tick at which the map ceased to lead here */
-	uint32_t unused[4];
+	uint32_t begun;              /* [S] tick at which it began to lead here */
+	uint32_t unused[3];
 };
 
 struct offloaded {
