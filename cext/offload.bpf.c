@@ -32,6 +32,8 @@
 #define IP4_HEADER 20
 #define IP6_HEADER 40
 #define TCP_HEADER 20
+#define IP4_MTU_MIN 68             /* bytes: RFC 791 */
+#define IP6_MTU_MIN 1280           /* RFC 8200 section 5 */
 #define ACK_WINDOW 66000u          /* as in tcp.c */
 #define ECHO_CHECK 2
 #define RAISE_TRIES 4
@@ -263,11 +265,15 @@ INLINE bool has_good_sum(struct __sk_buff *skb, const struct view *v, uint32_t l
 	       bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0 || sum_is_right(skb, v, l4);
 }
 
-INLINE bool fits(const struct __sk_buff *skb, const struct view *v, const struct offload_flow *flow)
+/* hop.mtu may be the route's; the device's may have become smaller since, but not smaller than the protocol allows. */
+INLINE bool fits(struct __sk_buff *skb, const struct view *v, const struct offload_flow *flow, int family)
 {
-	uint32_t len = skb->gso_size ? v->headers + skb->gso_size : v->ip_len;
+	uint32_t len = skb->gso_size ? v->headers + skb->gso_size : v->ip_len, mtu = 0;
 
-	return len <= flow->hop.mtu;
+	if (len > flow->hop.mtu)
+		return false;
+	return v->ip_len <= (family == 4 ? IP4_MTU_MIN : IP6_MTU_MIN) ||
+	       bpf_check_mtu(skb, flow->hop.ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) == BPF_MTU_CHK_RET_SUCCESS;
 }
 
 INLINE uint32_t now(uint32_t *at)
@@ -427,7 +433,7 @@ INLINE int forward(struct __sk_buff *skb, const struct offload_port *port, int f
 		return UP;
 	flow = *ref & 1 ? &entry->flow[1] : &entry->flow[0];
 	back = *ref & 1 ? &entry->flow[0] : &entry->flow[1];
-	if (!fits(skb, &v, flow) || !has_good_sum(skb, &v, l4) || !track(&v, flow, back))
+	if (!fits(skb, &v, flow, family) || !has_good_sum(skb, &v, l4) || !track(&v, flow, back))
 		return UP;
 	if (!rewrite(skb, &v, flow, wire, family))
 		return TC_ACT_SHOT;
