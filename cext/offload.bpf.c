@@ -40,7 +40,6 @@
 #define SUM_CHUNK 512              /* bytes that one call sums: the limit of older kernels */
 #define SUM_CHUNKS 4
 #define HEADERS_MAX (ETH_HLEN + IP6_HEADER + TCP_HEADER)
-#define TICK_NS 100000000ull
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -324,15 +323,23 @@ INLINE bool track(const struct view *v, struct offload_flow *sender, struct offl
 
 INLINE void count(const struct view *v, struct offload_flow *flow)
 {
-	uint32_t tick = (uint32_t)(bpf_ktime_get_coarse_ns() / TICK_NS);
-
 	__sync_fetch_and_add(&flow->packets, 1);
 	__sync_fetch_and_add(&flow->bytes, v->ip_len);
-	if (now(&flow->last_seen) != tick)
-		*(volatile uint32_t *)&flow->last_seen = tick;
+	*(volatile uint64_t *)&flow->last_seen = bpf_ktime_get_coarse_ns();
 }
 
-/* The transport checksum: what the pseudo header adds, and what the ports add. */
+/* Whether only the pseudo header is summed, seen by what the helper has just done to the checksum: to a complete one, which
+ * is an inverted sum, it would have done the opposite. */
+INLINE bool was_partial(const struct __sk_buff *skb, const struct view *v, const struct offload_flow *flow, uint32_t l4)
+{
+	const uint8_t *data = (const uint8_t *)(long)skb->data, *end = (const uint8_t *)(long)skb->data_end;
+	const uint8_t *at = data + l4 + (v->is_tcp ? 16 : 6);
+
+	return (v->check == v->pseudo || skb->gso_size) && at + 2 <= end &&
+	       *(const uint16_t *)at == fold((uint64_t)v->check + flow->address_delta);
+}
+
+/* The transport checksum: what the pseudo header adds, and, unless the device will do that, what the ports add. */
 INLINE bool adjust_sum(struct __sk_buff *skb, const struct view *v, const struct offload_flow *flow, uint32_t l4, int family)
 {
 	uint64_t keep_zero = v->key.proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
@@ -340,9 +347,12 @@ INLINE bool adjust_sum(struct __sk_buff *skb, const struct view *v, const struct
 
 	if (v->unchecked)
 		return true;
-	if (!(family == 4 && v->key.proto == IPPROTO_ICMP) && flow->address_delta != 0xffff &&
-	    bpf_l4_csum_replace(skb, at, 0, flow->address_delta, BPF_F_PSEUDO_HDR | keep_zero))
-		return false;
+	if (!(family == 4 && v->key.proto == IPPROTO_ICMP) && flow->address_delta != 0xffff) {
+		if (bpf_l4_csum_replace(skb, at, 0, flow->address_delta, BPF_F_PSEUDO_HDR | keep_zero))
+			return false;
+		if (v->check_at != ECHO_CHECK && was_partial(skb, v, flow, l4))
+			return true;
+	}
 	return flow->port_delta == 0xffff || !bpf_l4_csum_replace(skb, at, 0, flow->port_delta, keep_zero);
 }
 

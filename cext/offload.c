@@ -29,6 +29,7 @@
 #define ENOUGH_PACKETS 3          /* of a session without a handshake: one question and its answer are not worth it */
 #define SETTLE 11u                /* ticks after which no packet is left in a queue, and no program holds an entry */
 #define WORD 64u
+#define TICK_NS (1000000000u / TENTHS)
 
 _Static_assert(sizeof(struct offload_flow) == 128, "two cache lines: what a packet reads, what it writes");
 _Static_assert(offsetof(struct offload_flow, packets) == 64, "the line that is written begins here");
@@ -224,7 +225,7 @@ void offload_merge(struct table *t, struct session *s)
 
 	for (int dir = 0; entry && dir < 2; dir++) {
 		struct offload_flow *flow = &entry->flow[dir];
-		struct burst b = {.table = t, .now = __atomic_load_n(&flow->last_seen, __ATOMIC_RELAXED)};
+		struct burst b = {.table = t, .now = (uint32_t)(__atomic_load_n(&flow->last_seen, __ATOMIC_RELAXED) / TICK_NS)};
 
 		take_numbers(s, dir, flow);
 		seen = take_counts(t, s, dir, flow);
@@ -350,7 +351,6 @@ static void fill_flow(const struct session *s, int dir, const struct hop *hop, s
 	flow->translated = !key_equal(from, &to);
 	flow->window_scale = s->window_scale[dir];
 	flow->tcp = s->key[0].proto == IPPROTO_TCP ? s->tcp[dir] : (struct tcp_flow){0};
-	flow->last_seen = s->last_seen;
 	flow->hop = *hop;
 }
 

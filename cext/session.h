@@ -185,14 +185,14 @@ struct offload_flow {
 	uint64_t packets;            /* [P] since they were last taken into the session */
 	uint64_t bytes;              /* [P] */
 	struct tcp_flow tcp;         /* [P] */
-	uint32_t last_seen;          /* [P] */
+	uint64_t last_seen;          /* [P] nanoseconds of CLOCK_MONOTONIC */
 	uint32_t session;            /* [S] id; 0: nobody's */
 	uint8_t  window_scale;       /* [S] */
 	uint8_t  translated;         /* [S] 1: addresses or ports change */
 	uint8_t  reserved[2];
 	uint32_t taken_off;          /* [S] tick at which the map ceased to lead here */
 	uint32_t begun;              /* [S] tick at which it began to lead here */
-	uint32_t unused[3];
+	uint32_t unused[2];
 };
 
 struct offloaded {
