@@ -309,7 +309,7 @@ void offload_begin(struct table *t, struct offload *o);
 bool offload_suits(const struct session *s);
 void offload_offer(const struct burst *b, struct session *s);
 void offload_merge(struct table *t, struct session *s);
-bool offload_overtakes(const struct table *t, const struct session *s, uint32_t now);
+bool offload_overtakes(const struct table *t, const struct session *s, const struct packet *pkt);
 void offload_publish(struct table *t, const struct session *s);
 void offload_take_off(struct table *t, struct session *s);
 void offload_forget(struct table *t, struct session *s);

@@ -20,6 +20,7 @@
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -27,7 +28,7 @@
 #define CLAIM_PROBES 8
 #define OFFERS 1024u
 #define ENOUGH_PACKETS 3          /* of a session without a handshake: one question and its answer are not worth it */
-#define SETTLE 11u                /* ticks after which no packet is left in a queue, and no program holds an entry */
+#define SETTLE 10u                /* ticks after which no program can still hold an entry */
 #define WORD 64u
 #define TICK_NS (1000000000u / TENTHS)
 
@@ -234,13 +235,12 @@ void offload_merge(struct table *t, struct session *s)
 	}
 }
 
-/* Whether a packet that the worker has in its hand may have waited in its queue while the kernel forwarded later ones:
- * none waits for more than a second. */
-bool offload_overtakes(const struct table *t, const struct session *s, uint32_t now)
+/* Whether a packet may have waited in its queue while the kernel forwarded later ones. */
+bool offload_overtakes(const struct table *t, const struct session *s, const struct packet *pkt)
 {
 	const struct offloaded *entry = s->flags & FLAG_ENTRY ? entry_of(t, s) : NULL;
 
-	return entry && now - entry->flow[0].begun <= SETTLE;
+	return entry && pkt->arrived && pkt->arrived <= entry->flow[0].begun;
 }
 
 void offload_publish(struct table *t, const struct session *s)
@@ -354,6 +354,14 @@ static void fill_flow(const struct session *s, int dir, const struct hop *hop, s
 	flow->hop = *hop;
 }
 
+static uint64_t wall_clock(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 static enum offload_result put_in(struct table *t, struct offload *o, struct session *s, const struct hop *const hops[2])
 {
 	uint32_t id = session_id(t, s), found = s->flags & FLAG_ENTRY ? find_entry(o, id) : claim_entry(o, id);
@@ -364,10 +372,10 @@ static enum offload_result put_in(struct table *t, struct offload *o, struct ses
 		offload_merge(t, s);
 	for (int dir = 0; dir < 2; dir++)
 		fill_flow(s, dir, hops[dir], &o->entries[found - 1].flow[dir]);
-	o->entries[found - 1].flow[0].begun = table_now();
 	s->flags |= FLAG_ENTRY;
 	if (!map_flows(o, s, found - 1))
 		return OFFLOAD_FULL;
+	o->entries[found - 1].flow[0].begun = wall_clock();
 	s->flags |= FLAG_OFFLOADED;
 	s->flags &= (uint16_t)~FLAG_OFFERED;
 	count_atomically(t, SESSION_OFFLOADED, 1);

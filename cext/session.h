@@ -191,8 +191,8 @@ struct offload_flow {
 	uint8_t  translated;         /* [S] 1: addresses or ports change */
 	uint8_t  reserved[2];
 	uint32_t taken_off;          /* [S] tick at which the map ceased to lead here */
-	uint32_t begun;              /* [S] tick at which it began to lead here */
-	uint32_t unused[2];
+	uint32_t unused;
+	uint64_t begun;              /* [S] when it began to lead here; nanoseconds since 1970, as in struct packet */
 };
 
 struct offloaded {
@@ -283,6 +283,7 @@ struct packet {
 	uint8_t  checksum;           /* enum checksum_state */
 	uint8_t  zone;
 	uint8_t  cut;                /* 1: data is only the beginning of the packet; enough to know its flow, no more */
+	uint64_t arrived;            /* nanoseconds since 1970; 0: not stamped */
 
 	uint8_t  kind;               /* enum packet_kind */
 	struct flow_key key;
