@@ -6,7 +6,8 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 ARGS   ?=
 
-BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables iproute2 nftables
+BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables iproute2 nftables \
+	clang libbpf-dev libelf-dev
 FUZZ_PACKAGES  := clang libclang-rt-14-dev
 TEST_PACKAGES  := conntrack coturn curl ethtool iperf3 iputils-ping iputils-tracepath lftp netcat-openbsd sip-tester stun-client \
 	tcpdump tftp-hpa tftpd-hpa traceroute vsftpd
@@ -17,7 +18,7 @@ PYTHON_PROBE = import ensurepip, os, sysconfig; \
 PYTHON_PACKAGES = $(shell $(PYTHON) -c '$(PYTHON_PROBE)' 2>/dev/null || echo python3 python3-dev python3-venv)
 
 C_FILES := $(filter-out %.bpf.c,$(wildcard cext/*.c))
-INPUTS  := $(C_FILES) $(wildcard cext/*.h cext/build_*.py)
+INPUTS  := $(wildcard cext/*.c cext/*.h cext/build_*.py)
 C_TESTS := $(wildcard $(C_FILES:cext/%.c=tests/test_%.py) tests/test_dispatch.py tests/test_mss.py tests/test_records.py \
 	tests/test_fuzz_*.py)
 
@@ -25,12 +26,12 @@ C_TESTS := $(wildcard $(C_FILES:cext/%.c=tests/test_%.py) tests/test_dispatch.py
 # process, as a debugger needs it. What fails is asked once more, and said to be (R): two labs on two cores disturb each other.
 SPREAD := -n $(JOBS) --dist loadfile --reruns 1
 
-# What `make fuzz` stops at, whichever comes first; FUZZ_LOOP: all but the two files that talk to the kernel. The harness
+# What `make fuzz` stops at, whichever comes first; FUZZ_LOOP: all but the files that talk to the kernel. The harness
 # itself is not traced: its checks would take a third of the time.
 FUZZ_RUNS    ?= 10000000
 FUZZ_SECONDS ?= 3600
 FUZZ_FLAGS   := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
-FUZZ_LOOP    := $(filter-out cext/queue.c cext/worker.c,$(C_FILES))
+FUZZ_LOOP    := $(filter-out cext/queue.c cext/worker.c cext/program.c,$(C_FILES))
 
 .PHONY: help build demo test asan tsan fuzz lint bench clean
 .DEFAULT_GOAL := help
@@ -90,7 +91,7 @@ bench: build $(VENV)/.test-packages ## measure against plain forwarding, nftable
 	@$(PY) -m tests.bench $(ARGS)
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) build dist *.egg-info dataplane/_dataplane.*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info dataplane/_dataplane.*.so dataplane/offload.bpf.o .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find dataplane tests cext -name __pycache__ -type d -prune -exec rm -r {} +
 
 $(VENV)/.compiled: $(VENV)/.installed $(INPUTS)

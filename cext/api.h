@@ -75,6 +75,25 @@ void session_free(struct table *t, const uint32_t *ids, uint32_t n);      /* CLO
  * were dealt with.  Fewer than n: there is no room, the rest is for the next call. */
 uint32_t record_write(const struct session_copy *copies, uint32_t n, bool ended, const struct record_names *names,
 		      struct record_text *out);
+/* Offload.  program_load() puts the compiled program into the kernel, for so many sessions of this table: NULL and errno on
+ * failure (ENOSYS: built without it).  It stays until the process ends. */
+struct program *program_load(struct table *t, const char *path, uint32_t sessions);
+/* 1: attached, and the interface has a qdisc for it that it had not before; 0: attached; negative: an errno. */
+int program_attach(struct program *p, uint32_t ifindex);
+void program_detach(uint32_t ifindex);                    /* what a dead predecessor has attached too */
+void program_set_ports(struct program *p, const struct offload_port *ports, uint32_t n);
+/* Sessions that ask to be offloaded, at most n.  One thread only, and the same for session_offload(). */
+uint32_t offload_offers(struct table *t, struct offload_view *out, uint32_t n);
+enum offload_result session_offload(struct table *t, uint32_t id, uint32_t generation, const struct hop *c2s, const struct hop *s2c);
+/* Back to the queues, if it is offloaded; it may ask again.  False: not alive, or another generation. */
+bool session_reconsider(struct table *t, uint32_t id, uint32_t generation);
+/* Merges what the program has counted, and sets hops[i] for every hop number i < n that is in use. */
+void offload_sweep(struct table *t, uint8_t *hops, uint32_t n);
+/* At most n offloaded sessions from place `*next` on; advances `*next`, to 0 at the end. */
+uint32_t offload_scan(struct table *t, uint32_t *next, struct offload_view *out, uint32_t n);
+/* Takes off whatever goes by that hop (ANY_HOP: everything); how many there were. */
+uint32_t offload_drop_hop(struct table *t, uint32_t hop);
+void offload_end(struct table *t);                        /* everything is taken off, and nothing is offered any more */
 
 /* NAT pools: one port space per translated address and protocol. */
 int32_t natpool_open(struct table *t, const uint8_t *address);           /* its number, or -1: all MAX_POOLS are taken */

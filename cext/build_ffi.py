@@ -1,5 +1,8 @@
 """What is compiled into `dataplane._dataplane`, and how: every C file beside this one, and glue that cffi writes.
 
+With clang and libbpf there is also `dataplane/offload.bpf.o`, which the kernel runs; without them the build says so and
+goes on, and nothing is offloaded.
+
 cffi reads session.h and api.h as they are; the compiler reads them too, so that a difference between what Python
 believes and what C does ends the build.
 
@@ -11,7 +14,10 @@ DIRECTORY of its own, because objects and flags are not compared.
 """
 
 import os
+import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI, recompiler
@@ -23,6 +29,8 @@ CEXT = Path("cext")
 MODULE = "dataplane._dataplane"
 INTERFACE = ("session.h", "api.h")
 GLUE = Path("build", "_dataplane.c")
+PROGRAM = CEXT / "offload.bpf.c"
+PROGRAM_OBJECT = "offload.bpf.o"  # beside the module
 
 GLUE_INCLUDES = "#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>\n" + "".join(
     f'#include "{name}"\n' for name in INTERFACE
@@ -45,6 +53,7 @@ CFLAGS = [
 OPTIMISED = ["-O3", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
 INSTRUMENTED = ["-O1", "-U_FORTIFY_SOURCE", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 LDFLAGS = ["-pthread", "-Wl,-z,relro,-z,now"]
+PROGRAM_CFLAGS = ["-target", "bpf", "-mcpu=v3", "-ffreestanding", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]
 
 
 def sources() -> list[str]:
@@ -54,7 +63,17 @@ def sources() -> list[str]:
 
 def compile_flags(sanitize: str) -> list[str]:
     """Flags of a plain build, or of one that the comma-separated sanitizers watch."""
-    return [*CFLAGS, *INSTRUMENTED, f"-fsanitize={sanitize}"] if sanitize else CFLAGS + OPTIMISED
+    own = [*CFLAGS, *(["-DHAVE_LIBBPF"] if has_libbpf() else [])]
+    return [*own, *INSTRUMENTED, f"-fsanitize={sanitize}"] if sanitize else own + OPTIMISED
+
+
+def has_libbpf() -> bool:
+    """Whether the compiler finds libbpf's headers."""
+    probe = [*sysconfig.get_config_var("CC").split(), "-E", "-include", "bpf/libbpf.h", "-x", "c", os.devnull]
+    try:
+        return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 def extension() -> Extension:
@@ -66,6 +85,7 @@ def extension() -> Extension:
         depends=sorted(str(path) for pattern in ("*.h", "build_*.py") for path in CEXT.glob(pattern)),
         include_dirs=[str(CEXT)],
         extra_compile_args=compile_flags(sanitize),
+        libraries=["bpf"] if has_libbpf() else [],
         extra_link_args=[*LDFLAGS, f"-fsanitize={sanitize}"] if sanitize else LDFLAGS,
     )
 
@@ -78,12 +98,27 @@ def write_glue() -> None:
     recompiler.make_c_source(ffi, MODULE, GLUE_INCLUDES, str(GLUE))
 
 
+def write_program(target: Path) -> None:
+    """Compile what the kernel runs, unless it is up to date; say so where that cannot be done."""
+    if shutil.which("clang") is None or not has_libbpf():
+        print("offload.bpf.c is left out, nothing will be offloaded: it takes clang and libbpf-dev", file=sys.stderr)
+        return
+    inputs = (PROGRAM, CEXT / "session.h", Path(__file__))
+    if target.exists() and target.stat().st_mtime >= max(path.stat().st_mtime for path in inputs):
+        return
+    # asm/ is where Debian keeps the headers of one architecture
+    headers = f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH')}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["clang", *PROGRAM_CFLAGS, headers, f"-I{CEXT}", "-c", PROGRAM, "-o", target], check=True)
+
+
 class BuildExt(build_ext):
-    """setuptools' command, with the glue written before it looks for its sources."""
+    """setuptools' command, with the glue written before it looks for its sources, and the kernel's program after it."""
 
     def run(self) -> None:
         write_glue()
         super().run()
+        write_program(Path(self.get_ext_fullpath(MODULE)).with_name(PROGRAM_OBJECT))
 
 
 def build_into(directory: str) -> None:

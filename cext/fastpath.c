@@ -204,6 +204,15 @@ static uint16_t mss_limit(const struct packet *pkt, const struct session *s, con
 	return mss > 2 * INSPECT_ROOM ? mss - INSPECT_ROOM : mss;
 }
 
+/* A packet of an offloaded connection has come this way: what it tells, the kernel must know; what it begins, only we can
+ * watch. */
+static void follow_offload(struct session *s, const struct burst *b)
+{
+	offload_publish(b->table, s);
+	if (s->tcp_state != TCP_ESTABLISHED)
+		offload_take_off(b->table, s);
+}
+
 /* Tracks and accounts a packet, once. */
 static enum verdict track(struct packet *pkt, struct session *s, int dir, const struct burst *b)
 {
@@ -211,6 +220,8 @@ static enum verdict track(struct packet *pkt, struct session *s, int dir, const 
 
 	if (pkt->mark & MARK_TRACKED)
 		return VERDICT_CONTINUE;
+	if (s->flags & FLAG_ENTRY)
+		offload_merge(b->table, s);
 	if (pkt->key.proto != IPPROTO_TCP) {
 		session_touch(s, b);
 	} else if (!dies_here(pkt, s)) {
@@ -218,8 +229,12 @@ static enum verdict track(struct packet *pkt, struct session *s, int dir, const 
 			adjust_read(b->table, s, dir, pkt);
 		if ((v = tcp_track(pkt, s, dir, b)) != VERDICT_CONTINUE)
 			return v;
+		if (s->flags & FLAG_OFFLOADED)
+			follow_offload(s, b);
 	}
 	account(s, dir, pkt->ip_len);
+	if (b->table->offload && !(s->flags & (OFFLOAD_NEVER | FLAG_OFFERED)) && offload_suits(s))
+		offload_offer(b, s);
 	return VERDICT_CONTINUE;
 }
 

@@ -10,6 +10,7 @@
 
 struct table;
 struct worker;
+struct program;
 #include "session.h"
 #include "api.h"
 
@@ -63,6 +64,17 @@ struct zone_map {
 	uint32_t ifindex[MAX_INTERFACES];
 	uint8_t  zone[MAX_INTERFACES];
 };
+
+/* What offload.c and the program in the kernel share, and who asks to be there. */
+struct offload {
+	int flows;                    /* the map's descriptor */
+	uint32_t capacity;
+	struct offloaded *entries;    /* the kernel's memory */
+	uint64_t *used;               /* a bit for each entry */
+	struct offers *offers;        /* by shard */
+};
+
+#define OFFLOAD_NEVER (FLAG_HOST | FLAG_ONE_WAY | FLAG_INSPECTED | FLAG_ADJUSTED | FLAG_OFFLOADED)
 
 struct origin_list {
 	uint32_t lock;
@@ -119,6 +131,7 @@ struct table {
 	uint64_t installed;
 
 	uint32_t adjust_owner[MAX_ADJUSTED];   /* session id; 0: free */
+	struct offload *offload;  /* of this process, and so no part of what may lie anywhere; NULL: nothing is offloaded */
 
 	struct zone_map zones;
 	struct origin_list origins;
@@ -257,7 +270,7 @@ void session_set_closed(struct session *s);
 void session_note_end(struct session *s, enum end_reason reason);
 struct session *session_alive(struct table *t, uint32_t id, uint32_t generation);      /* locked, or NULL */
 struct session *session_retake(struct table *t, uint32_t id, uint32_t generation);     /* not locked; NULL: it has ended */
-void session_copy_out(struct table *t, const struct session *s, struct session_copy *copy);
+void session_copy_out(struct table *t, struct session *s, struct session_copy *copy);
 
 /* wheel.c: callers hold the session's lock, except of wheel_init. */
 void wheel_init(struct table *t, uint32_t now);
@@ -314,6 +327,18 @@ int64_t session_begin(const struct burst *b, const struct flow_key *key, const s
 /* cache.c */
 uint64_t cache_bytes(void);
 int64_t cache_begin(const struct packet *pkt, const struct burst *b);   /* a new session, INSTALL_EXISTS, or 0: ask Python */
+
+/* offload.c: callers of the second group hold the slot's lock */
+struct offload *offload_create(uint32_t capacity);                                     /* NULL: no memory */
+void offload_destroy(struct offload *o);
+void offload_begin(struct table *t, struct offload *o);
+bool offload_suits(const struct session *s);
+void offload_offer(const struct burst *b, struct session *s);
+void offload_merge(struct table *t, struct session *s);
+bool offload_overtakes(const struct table *t, const struct session *s, const struct packet *pkt);
+void offload_publish(struct table *t, const struct session *s);
+void offload_take_off(struct table *t, struct session *s);
+void offload_forget(struct table *t, struct session *s);
 
 /* fastpath.c */
 enum verdict fastpath(struct packet *pkt, const struct burst *b);

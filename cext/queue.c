@@ -204,7 +204,7 @@ static void read_attribute(struct queued *p, uint16_t type, uint8_t *data, uint3
 		p->packet.mark = read32(data);
 		break;
 	case NFQA_TIMESTAMP:
-		p->arrived = read64(data) * 1000000000ull + read64(data + 8) * 1000;
+		p->packet.arrived = read64(data) * 1000000000ull + read64(data + 8) * 1000;
 		break;
 	case NFQA_IFINDEX_INDEV:
 	case NFQA_IFINDEX_OUTDEV:
@@ -276,7 +276,7 @@ static void read_datagram(struct queue *q, uint32_t i, int *n, uint64_t now, uin
 		return;
 	}
 	read_packet(p, nl);
-	p->late = p->arrived && now - p->arrived > WAIT_MAX && now - p->arrived < WAIT_ABSURD;
+	p->late = p->packet.arrived && now - p->packet.arrived > WAIT_MAX && now - p->packet.arrived < WAIT_ABSURD;
 	q->newest = p->id;
 	(*n)++;
 }

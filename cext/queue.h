@@ -15,7 +15,6 @@ struct queued {
 	struct packet packet;
 	uint32_t id;
 	uint32_t full_len;                 /* of a packet that is longer than what was copied; else 0 */
-	uint64_t arrived;                  /* nanoseconds since 1970; 0: not stamped */
 	bool late;                         /* waited for longer than a packet may */
 };
 

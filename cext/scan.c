@@ -44,6 +44,8 @@ static struct session *filter_slot(struct table *t, const struct session_filter 
 	if (!filter_state(f, __atomic_load_n(&s->state[0], __ATOMIC_RELAXED)))
 		return NULL;
 	spin_lock(&s->lock);
+	if (s->flags & FLAG_ENTRY && (f->min_bytes || f->max_bytes))
+		offload_merge(t, s);
 	if (filter_state(f, s->state[0]) && filter_addresses(f, s) && filter_decision(f, s) && filter_amounts(f, s))
 		return s;
 	session_unlock(s);

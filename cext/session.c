@@ -150,6 +150,7 @@ void session_note_end(struct session *s, enum end_reason reason)
 void session_set_closing(struct table *t, struct session *s, enum end_reason reason)
 {
 	assert(session_matches(s));
+	offload_take_off(t, s);
 	count_session(t, s, -1);
 	if (s->state[0] == SESSION_DISCARD)
 		discard_unlink(t, s);
@@ -179,6 +180,8 @@ static void session_release(struct table *t, struct session *s)
 	type = s->type;
 	pool = s->pool;
 	plane = s->plane;
+	if (flags & FLAG_ENTRY)
+		offload_forget(t, s);
 	session_unlock(s);
 	if (type == SESSION_FLOW)
 		flow_remove(t, &key[0], id << 1);
@@ -235,18 +238,20 @@ bool discard_is_full(const struct table *t)
 	return __atomic_load_n(&t->count[COUNT_DISCARD], __ATOMIC_RELAXED) >= (most ? most : 1);
 }
 
-/* All but the links and the sequence numbers. */
-static void copy_slot(const struct session *s, struct session *copy)
+/* All but the links and the sequence numbers, with what the kernel has counted until now. */
+static void copy_slot(struct table *t, struct session *s, struct session *copy)
 {
+	if (s->flags & FLAG_ENTRY)
+		offload_merge(t, s);
 	memcpy(copy, s, offsetof(struct session, tcp));
 	memset((char *)copy + offsetof(struct session, tcp), 0, sizeof(*s) - offsetof(struct session, tcp));
 }
 
-void session_copy_out(struct table *t, const struct session *s, struct session_copy *copy)
+void session_copy_out(struct table *t, struct session *s, struct session_copy *copy)
 {
 	copy->id = session_id(t, s);
 	copy->timeout = session_timeout(t, s);
-	copy_slot(s, &copy->session);
+	copy_slot(t, s, &copy->session);
 }
 
 bool session_read(struct table *t, uint32_t id, struct session *copy)
@@ -257,7 +262,7 @@ bool session_read(struct table *t, uint32_t id, struct session *copy)
 		return false;
 	s = session_at(t, id);
 	spin_lock(&s->lock);
-	copy_slot(s, copy);
+	copy_slot(t, s, copy);
 	session_unlock(s);
 	return true;
 }
@@ -322,6 +327,7 @@ bool session_set_egress(struct table *t, uint32_t id, uint32_t generation, uint3
 
 	if (!s)
 		return false;
+	offload_take_off(t, s);
 	s->egress = egress;
 	session_unlock(s);
 	return true;

@@ -27,11 +27,16 @@
 #define INSPECT_MAX 3900       /* bytes of a packet that the slow queue hands to inspection whole */
 #define INSPECT_ROOM 256       /* bytes by which a segment may grow: kept free by a smaller MSS */
 #define MAX_PLANES 8           /* sessions that may share a translated address and port */
-#define MAX_SHARDS 20          /* counter shards, one writer each: 16 workers, then one thread each */
+#define MAX_SHARDS 21          /* counter shards, one writer each: 16 workers, then one thread each */
 #define SHARD_SLOW 16
 #define SHARD_AGER 17
 #define SHARD_MONITOR 18
 #define SHARD_LOG 19
+#define SHARD_OFFLOAD 20       /* whoever merges what the kernel has counted: the one shard that is added to atomically */
+#define MAX_OFFLOADED 1048576  /* sessions in the kernel's map at most */
+#define OFFLOAD_PORTS 1024     /* places for interfaces, found by index */
+#define OFFLOAD_PROBES 4       /* places that are looked at */
+#define ANY_HOP 0xffffffff
 #define TENTHS 10              /* ticks in a second */
 
 /* As a flow's packets look on the wire, in the zone they come from. */
@@ -99,6 +104,9 @@ enum session_flag {
 	FLAG_PREDICTED = 128,  /* it was expected, or still is */
 	FLAG_BY_SERVER = 256,  /* what made it expected was said by the server of its parent */
 	FLAG_CACHED = 512,     /* a worker has installed it, by what was decided for another of its class */
+	FLAG_OFFLOADED = 1024, /* the kernel forwards it: see offload.c */
+	FLAG_OFFERED = 2048,   /* for offload, and not yet refused */
+	FLAG_ENTRY = 4096,     /* it is, or was a moment ago */
 };
 
 enum tcp_seen {
@@ -159,6 +167,65 @@ struct session {
 	uint32_t wheel_next;         /* [L] also the link of the free list */
 	uint32_t wheel_prev;         /* [L] */
 	uint32_t wheel_due;          /* [L] tick at which it is looked at; 0: not in the wheel */
+};
+
+/* Where the packets of a direction go next, and how large they may be. */
+struct hop {
+	uint32_t ifindex;
+	uint32_t mtu;                /* bytes of IP */
+	uint8_t  link[12];           /* destination and source address of the frame; a virtual wire changes neither */
+	uint32_t number;             /* Python's, for offload_drop_hop() */
+};
+
+/* One direction of an offloaded session, in memory that the daemon and the kernel's program share.
+ * Writers: [S] offload.c before the kernel's map leads here   [P] the program, and offload.c beside it, both atomically */
+struct offload_flow {
+	uint8_t  src[16];            /* [S] how its packets leave */
+	uint8_t  dst[16];            /* [S] */
+	uint16_t sport;              /* [S] */
+	uint16_t dport;              /* [S] */
+	uint16_t address_delta;      /* [S] what translation adds to a sum of the addresses, */
+	uint16_t port_delta;         /* [S] and to one of the ports */
+	struct hop hop;              /* [S] */
+	uint64_t packets;            /* [P] since they were last taken into the session */
+	uint64_t bytes;              /* [P] */
+	struct tcp_flow tcp;         /* [P] */
+	uint64_t last_seen;          /* [P] nanoseconds of CLOCK_MONOTONIC */
+	uint32_t session;            /* [S] id; 0: nobody's */
+	uint8_t  window_scale;       /* [S] */
+	uint8_t  translated;         /* [S] 1: addresses or ports change */
+	uint8_t  reserved[2];
+	uint32_t taken_off;          /* [S] tick at which the map ceased to lead here */
+	uint32_t unused;
+	uint64_t begun;              /* [S] when it began to lead here; nanoseconds since 1970, as in struct packet */
+};
+
+struct offloaded {
+	struct offload_flow flow[2];
+};
+
+/* An interface whose packets the program may take. */
+struct offload_port {
+	uint32_t ifindex;            /* 0: none */
+	uint8_t  zone;
+	uint8_t  wire;               /* 1: the port of a virtual wire */
+	uint16_t reserved;
+};
+
+enum offload_result {
+	OFFLOAD_DONE,
+	OFFLOAD_UNSUITED,            /* it has ended, or something more has to be seen of it */
+	OFFLOAD_FULL,
+};
+
+/* What is looked at again when routes change: a session that is offloaded, and where its two directions go. */
+struct offload_view {
+	uint32_t id;
+	uint32_t generation;
+	uint32_t hop[2];
+	struct flow_key key[2];
+	uint32_t ingress;
+	uint32_t egress;
 };
 
 /* Seconds.  One row per application; sessions follow a changed row from their next packet on. */
@@ -222,6 +289,7 @@ struct packet {
 	uint8_t  checksum;           /* enum checksum_state */
 	uint8_t  zone;
 	uint8_t  cut;                /* 1: data is only the beginning of the packet; enough to know its flow, no more */
+	uint64_t arrived;            /* nanoseconds since 1970; 0: not stamped */
 
 	uint8_t  kind;               /* enum packet_kind */
 	struct flow_key key;
@@ -430,6 +498,10 @@ enum counter {
 	ALG_STREAM_HELD,
 	DROPS_END,
 
+	PKT_OFFLOAD,                 /* forwarded by the kernel for a session */
+	BYTES_OFFLOAD,
+	SESSION_OFFLOADED,
+	SESSION_ONLOADED,            /* came back to the queues before they ended */
 	SESSION_INSTALLED,
 	SESSION_CACHED,
 	SESSION_FREED,

@@ -160,18 +160,19 @@ static void begin_midstream(struct session *s, int dir, const struct packet *pkt
 	receiver->max_end = pkt->ack + s->tcp[dir].max_window;
 }
 
-static bool in_window(const struct session *s, int dir, const struct packet *pkt)
+/* overtaken: later segments may have been forwarded before this one, so that it may be as old as it likes. */
+static bool in_window(const struct session *s, int dir, const struct packet *pkt, bool overtaken)
 {
 	const struct tcp_flow *sender = &s->tcp[dir], *receiver = &s->tcp[!dir];
 	uint32_t oldest = sender->max_window > ACK_WINDOW ? sender->max_window : ACK_WINDOW;
 
 	if (before(sender->max_end, pkt->seq))
 		return false;
-	if (before(pkt->seq + pkt->seq_len, sender->end - receiver->max_window))
+	if (!overtaken && before(pkt->seq + pkt->seq_len, sender->end - receiver->max_window))
 		return false;
 	if (!(pkt->tcp_flags & TCP_FLAG_ACK))
 		return true;
-	return !before(receiver->end, pkt->ack) && !before(pkt->ack, receiver->end - oldest);
+	return !before(receiver->end, pkt->ack) && (overtaken || !before(pkt->ack, receiver->end - oldest));
 }
 
 static void advance(struct session *s, int dir, const struct packet *pkt)
@@ -283,7 +284,7 @@ static enum verdict track_data(const struct packet *pkt, struct session *s, int 
 {
 	if (s->tcp_state == TCP_NEW)
 		begin_midstream(s, dir, pkt);
-	else if (!in_window(s, dir, pkt))
+	else if (!in_window(s, dir, pkt, offload_overtakes(b->table, s, pkt)))
 		return drop(b, TCP_DROP_OUT_OF_WND);
 	else
 		advance(s, dir, pkt);

@@ -133,6 +133,8 @@ static bool judge(struct table *t, uint32_t id, uint32_t now, struct session_cop
 		session_unlock(s);
 		return false;
 	}
+	if (s->flags & FLAG_ENTRY)
+		offload_merge(t, s);
 	due = wheel_deadline(t, s);
 	over = s->state[0] == SESSION_CLOSING || (int32_t)(now - due) >= 0;
 	if (over) {

@@ -91,7 +91,8 @@ class Ager(threading.Thread):
         now, counters = time.monotonic(), self._table.counters()
         seconds = now - self._sampled
         grown = {name: (value - self._last[name]) / seconds for name, value in counters.items()}
-        self.rates = Rates(grown["pkt_recv"], grown["bytes_recv"] * 8 / 1000, grown["session_installed"])
+        packets, octets = (grown[f"{kind}_recv"] + grown[f"{kind}_offload"] for kind in ("pkt", "bytes"))
+        self.rates = Rates(packets, octets * 8 / 1000, grown["session_installed"])
         self._sampled, self._last = now, counters
         self._table.set_reserved_ports(*used_ports())
         self._count_queue_drops()

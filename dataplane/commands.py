@@ -13,6 +13,7 @@ from dataplane.engine import Engine
 from dataplane.errors import DataplaneError, UsageError
 from dataplane.ffi import ffi, lib
 from dataplane.filters import Match, SessionFilter, match_of, parse_counter_filter, parse_filter
+from dataplane.flow import Session
 from dataplane.policy.compile import Pool
 from dataplane.policy.model import SourceType
 from dataplane.policy.objects import address_text
@@ -65,14 +66,17 @@ class Commands:
             yield 0 if in_c is None else self._engine.table.count_matching(in_c)
         elif in_c is not None:
             for session in self._engine.table.scan(in_c, start_at):
-                yield session_json(session, self._engine.names)
+                yield self._session_json(session)
 
     def session_id(self, arguments: Arguments) -> Iterator[object]:
         session_id = _number("id", arguments.get("id"))
         session = self._engine.table.read(session_id)
         if session is None:
             raise DataplaneError(f"session {session_id} does not exist")
-        yield session_json(session, self._engine.names)
+        yield self._session_json(session)
+
+    def _session_json(self, session: Session) -> dict[str, Any]:
+        return session_json(session, self._engine.names, self._engine.offload.reason(session))
 
     def session_info(self, arguments: Arguments) -> Iterator[object]:
         del arguments
@@ -97,7 +101,7 @@ class Commands:
             "accelerated_aging_threshold": settings.session.accelerated_aging.threshold,
             "scaling_factor": settings.session.accelerated_aging.scaling_factor,
             "tcp_reject_non_syn_first_packet": settings.session.tcp_reject_non_syn,
-            "hardware_session_offloading": False,
+            "hardware_session_offloading": self._engine.offload.running,
             "ipv6_firewalling": True,
             "icmp_unreachable_packet_rate": 200,
         }

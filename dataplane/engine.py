@@ -25,6 +25,7 @@ from dataplane.flow import Session
 from dataplane.inspection import Inspection
 from dataplane.logs import LogWriter, SystemLog, traffic_record
 from dataplane.names import Names
+from dataplane.offload import Offload
 from dataplane.policy.applications import ICMP, TCP, UDP
 from dataplane.policy.compile import CompiledPolicy, compile_policy
 from dataplane.policy.model import Config
@@ -34,6 +35,7 @@ from dataplane.replies import Replies
 from dataplane.routes import Monitor, is_link_local
 from dataplane.rules import Hooks
 from dataplane.rules.answering import Answering
+from dataplane.rules.ingress import Ingress
 from dataplane.rules.probe import find_backend, remove_leavings
 from dataplane.rules.sysctls import Sysctls
 from dataplane.sessions import HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, Copies, SessionTable
@@ -79,6 +81,7 @@ class Engine:
         self._replies = Replies(MARK_OWN)
         self.inspection = Inspection(self.table)
         self.dispatch = Dispatch(self.table) if config.settings.dispatch_cache else None
+        self.offload = Offload(self.table, Ingress(runtime_dir), config.settings.offload)
         self._load_settings()
         self.slowpath = SlowPath(
             self._slow_queue,
@@ -109,6 +112,7 @@ class Engine:
             (self._wires.build, self._wires.remove),
             (self._host_found, self._restore_host),
             (self.monitor.start, self.monitor.stop),
+            (self.offload.start, self.offload.stop),
         )
         try:
             for step, undo in steps:
@@ -294,6 +298,7 @@ class Engine:
             self._follow_addresses()
         if kind == "route" or now.zone_by_interface != before.zone_by_interface:
             self._follow_routes()
+        self.offload.follow(now)
 
     def _answered(self) -> Iterator[int]:
         """Translated addresses that lie in an interface's subnet; a large prefix only as far as MAX_ANSWERED goes."""

@@ -6,13 +6,16 @@ system into exceptions.
 
 import os
 import struct
+from pathlib import Path
 from typing import Any
 
+from dataplane import _dataplane
 from dataplane._dataplane import ffi, lib
 from dataplane.errors import DataplaneError
 
-__all__ = ["check", "enum_names", "ffi", "lib", "unpacker"]
+__all__ = ["PROGRAM", "check", "enum_names", "ffi", "lib", "unpacker"]
 
+PROGRAM = Path(_dataplane.__file__).with_name("offload.bpf.o")  # what the kernel runs; missing if built without clang
 CODES = {"uint8_t": "B", "uint16_t": "H", "uint32_t": "I", "uint64_t": "Q"}
 
 

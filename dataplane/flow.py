@@ -88,3 +88,5 @@ class Session(NamedTuple):
     predicted: bool = False  # it was expected, or still is
     by_server: bool = False
     cached: bool = False  # C has begun it, by what was decided for another of its class
+    offloaded: bool = False  # the kernel forwards it
+    adjusted: bool = False  # its sequence numbers are translated

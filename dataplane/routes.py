@@ -53,6 +53,7 @@ RTM_F_FIB_MATCH = 0x2000  # answer with the route that matched, not with a copy 
 ASKED_MAX = 65536  # destinations remembered between two events
 
 IFF_RUNNING = 0x40
+ARPHRD_ETHER = 1
 IFA_F_DEPRECATED, IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x20, 0x08, 0x40
 
 # Bits of RTMGRP_*: links, addresses, routes and rules of both families, next-hop objects.
@@ -78,6 +79,7 @@ class Route:
     ifindex: int
     gateway: int | None
     prefix_length: int
+    mtu: int = 0  # bytes, where the route limits it
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class Link:
     mtu: int  # bytes
     addresses: tuple[int, ...]
     subnets: tuple[tuple[int, int], ...]
+    mac: bytes | None = None  # of an Ethernet device
 
 
 Resolver = Callable[[int], Route | None]
@@ -188,10 +191,15 @@ class Fib:
             self._resolver(rows, socket.AF_INET6, orders[socket.AF_INET6]),
             self._resolver(rows, socket.AF_INET, orders[socket.AF_INET]),
         )
+        self._plain = orders[socket.AF_INET6] is not None, orders[socket.AF_INET] is not None
 
     def lookup(self, address: int) -> Route | None:
         """The route that a new packet to `address` takes; None if there is none."""
         return self.snapshot.by_family[address >> 32 == 0xFFFF](address)
+
+    def goes_by_destination(self, address: int) -> bool:
+        """Whether nothing but the destination decides about the route there."""
+        return self._plain[address >> 32 == 0xFFFF]
 
     def _resolver(self, rows: Sequence[Entry], family: int, order: Order) -> "_Layered | _Asked":
         tables = [
@@ -392,8 +400,8 @@ class _State:
         return kinds
 
 
-def _without_addresses(links: Iterable[Link]) -> list[tuple[str, int, bool, int]]:
-    return [(link.name, link.ifindex, link.up, link.mtu) for link in links]
+def _without_addresses(links: Iterable[Link]) -> list[tuple[Any, ...]]:
+    return [(link.name, link.ifindex, link.up, link.mtu, link.mac) for link in links]
 
 
 def _only_addresses(links: Iterable[Link]) -> list[tuple[Any, ...]]:
@@ -455,7 +463,13 @@ def _link(message: Any, addresses: list[Any]) -> Link:
         mtu=message.get_attr("IFLA_MTU"),
         addresses=tuple(own),
         subnets=tuple(dict.fromkeys(subnets)),
+        mac=_mac(message),
     )
+
+
+def _mac(message: Any) -> bytes | None:
+    address = message.get_attr("IFLA_ADDRESS")
+    return bytes.fromhex(address.replace(":", "")) if address and message["ifi_type"] == ARPHRD_ETHER else None
 
 
 def _own_address(message: Any) -> int:
@@ -484,8 +498,13 @@ def _entry(message: Any) -> Entry | None:
         table=message.get_attr("RTA_TABLE") or message["table"],
         prefix=address_from_text(destination) if destination else any_address,
         priority=message.get_attr("RTA_PRIORITY") or 0,
-        route=Route(kind, ifindex, gateway, message["dst_len"]),
+        route=Route(kind, ifindex, gateway, message["dst_len"], _mtu(message)),
     )
+
+
+def _mtu(message: Any) -> int:
+    metrics = message.get_attr("RTA_METRICS")
+    return (metrics.get_attr("RTAX_MTU") if metrics else None) or 0
 
 
 def _next_hop(message: Any) -> tuple[int, int | None] | None:

@@ -45,7 +45,7 @@ DECISION = unpacker("decision", [name for name, _ in ffi.typeof("struct decision
 NO_ADDRESS = bytes(16)
 SNAT, DNAT, LOG_END, HOST = lib.FLAG_SNAT, lib.FLAG_DNAT, lib.FLAG_LOG_END, lib.FLAG_HOST
 INSPECTED, PREDICTED, BY_SERVER = lib.FLAG_INSPECTED, lib.FLAG_PREDICTED, lib.FLAG_BY_SERVER
-CACHED = lib.FLAG_CACHED
+CACHED, OFFLOADED, ADJUSTED = lib.FLAG_CACHED, lib.FLAG_OFFLOADED, lib.FLAG_ADJUSTED
 SOURCE_KEEP, SOURCE_STATIC, SOURCE_PORT, SOURCE_BOUND = enum_names("source_nat")
 
 
@@ -364,6 +364,8 @@ def _session(values: tuple[Any, ...], now: int) -> Session:
         flags & PREDICTED != 0,
         flags & BY_SERVER != 0,
         flags & CACHED != 0,
+        flags & OFFLOADED != 0,
+        flags & ADJUSTED != 0,
     )
 
 

@@ -13,8 +13,8 @@ QOS_RULE = "N/A (class 4)"
 NAT_FLAGS = {(False, False): "", (True, False): "NS", (False, True): "ND", (True, True): "NB"}
 
 
-def session_json(session: Session, names: Names) -> dict[str, Any]:
-    """One session of `show session all --json`."""
+def session_json(session: Session, names: Names, why_not: str | None = None) -> dict[str, Any]:
+    """One session of `show session all --json`; `why_not` it is offloaded, if it is not."""
     return {
         "id": session.id,
         "vsys": VSYS,
@@ -38,8 +38,8 @@ def session_json(session: Session, names: Names) -> dict[str, Any]:
         "in_ager": session.state in ("ACTIVE", "DISCARD"),
         "synced_from_ha_peer": False,
         "layer7_processing": "enabled" if session.inspected else "completed",
-        "offload": False,
-        "offload_reason": "unavailable",
+        "offload": session.offloaded,
+        "offload_reason": why_not,
         "via_syn_cookies": False,
         "terminated_on_host": session.host,
         "ingress_interface": names.interface(session.ingress),

@@ -82,6 +82,7 @@ class Bench:
             counters=GlobalCounters(),
             ager=SimpleNamespace(rates=SimpleNamespace(packets=12.6, kilobits=99.4, connections=3.0)),
             slowpath=SimpleNamespace(world=world),
+            offload=SimpleNamespace(running=True, reason=lambda _session: "not-established"),
         )
         self._handlers: dict[str, Handler] = handlers(cast(Engine, engine))
 

@@ -75,20 +75,20 @@ def python_callback() -> Iterator[Path]:
 
 
 @contextmanager
-def ours(*, source_nat: bool, dispatch_cache: bool = True) -> Iterator[Path]:
-    """The daemon without offload: a hundred rules before the matching one, session start and end logged."""
-    with served_lab() as lab, lab.firewall(configuration(source_nat, dispatch_cache)) as firewall:
+def ours(*, source_nat: bool, dispatch_cache: bool = True, offload: bool = False) -> Iterator[Path]:
+    """The daemon: a hundred rules before the matching one, session start and end logged."""
+    with served_lab() as lab, lab.firewall(configuration(source_nat, dispatch_cache, offload)) as firewall:
         yield Path(lab, lambda: firewall.json("show", "session", "info").get("bytes_per_session"))
 
 
-def configuration(source_nat: bool, dispatch_cache: bool = True) -> dict[str, Any]:
+def configuration(source_nat: bool, dispatch_cache: bool = True, offload: bool = False) -> dict[str, Any]:
     """The configuration of the daemon's rows."""
     return {
         "zones": [{"name": "trust", "interfaces": ["in0"]}, {"name": "untrust", "interfaces": ["out0"]}],
         "security-rules": [*(deny(number) for number in range(OTHER_RULES)), ALLOW],
         "nat-rules": [SOURCE_NAT] if source_nat else [],
         "settings": {
-            "offload": False,
+            "offload": offload,
             "dispatch-cache": dispatch_cache,
             "session": {"timeouts": {"udp": UDP_TIMEOUT}},
         },
@@ -130,6 +130,7 @@ ROWS: dict[str, tuple[str, Callable[[], AbstractContextManager[Path]]]] = {
     "ours": ("this firewall", lambda: ours(source_nat=False)),
     "ours-snat": ("this firewall, source NAT", lambda: ours(source_nat=True)),
     "ours-python": ("the same, Python decides all", lambda: ours(source_nat=True, dispatch_cache=False)),
+    "offload-snat": ("this firewall, NAT, offloaded", lambda: ours(source_nat=True, offload=True)),
 }
 
 

@@ -1,0 +1,530 @@
+/* offload.c - sessions that the kernel forwards by itself (offload.bpf.c): how they get there, what they count there, and
+ * how they come back.
+ *
+ *     worker: nothing more needs to be seen of it ─► offer ring ─► Python: where does it go ─► session_offload()
+ *                                                                                   entry, then both keys into the map
+ *     FIN, RST, the end of the session, a hop that changes ─► offload_take_off(): keys out of the map, numbers merged
+ *
+ * An entry (struct offloaded) is memory of the kernel's, mapped here, so that what the program counts is read without a
+ * system call.  A session that is offloaded is merged with its entry whenever somebody looks at it or judges one of its
+ * packets: packets and bytes move over, the numbers of TCP are copied.  What C has tracked since is published to the entry.
+ *
+ * A program that found the entry a moment before its keys were removed may still count.  So the entry stays with its
+ * session (FLAG_ENTRY) until a sweep that comes later, or the session's end, has merged it once more.
+ *
+ * Entry i of a session is one of a few that follow its id; a table no larger than the map has one for each.  Locks: the
+ * session's slot is locked wherever its entry is touched.  An entry is claimed by one thread, Python's.
+ */
+#include <errno.h>
+#include <linux/bpf.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define CLAIM_PROBES 8
+#define OFFERS 1024u
+#define ENOUGH_PACKETS 3          /* of a session without a handshake: one question and its answer are not worth it */
+#define SETTLE 10u                /* ticks after which no program can still hold an entry */
+#define WORD 64u
+#define TICK_NS (1000000000u / TENTHS)
+
+_Static_assert(sizeof(struct offload_flow) == 128, "two cache lines: what a packet reads, what it writes");
+_Static_assert(offsetof(struct offload_flow, packets) == 64, "the line that is written begins here");
+
+/* One writer, one reader. */
+struct offers {
+	uint32_t head;
+	uint32_t tail;
+	uint32_t id[OFFERS];
+};
+
+struct offload *offload_create(uint32_t capacity)
+{
+	struct offload *o = calloc(1, sizeof(*o));
+
+	if (!o)
+		return NULL;
+	o->capacity = capacity;
+	o->used = calloc(capacity / WORD + 1, sizeof(*o->used));
+	o->offers = calloc(SHARD_SLOW, sizeof(*o->offers));
+	if (o->used && o->offers)
+		return o;
+	offload_destroy(o);
+	return NULL;
+}
+
+void offload_destroy(struct offload *o)
+{
+	if (!o)
+		return;
+	free(o->used);
+	free(o->offers);
+	free(o);
+}
+
+void offload_begin(struct table *t, struct offload *o)
+{
+	__atomic_store_n(&t->offload, o, __ATOMIC_RELEASE);
+}
+
+static struct offload *offload_of(const struct table *t)
+{
+	return __atomic_load_n(&t->offload, __ATOMIC_ACQUIRE);
+}
+
+/* ---- the kernel's map ---- */
+
+static int map_call(int command, int map, const void *key, const void *value)
+{
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.map_fd = (uint32_t)map;
+	attr.key = (uintptr_t)key;
+	attr.value = (uintptr_t)value;
+	return syscall(SYS_bpf, command, &attr, sizeof(attr)) ? errno : 0;
+}
+
+static void unmap_flows(const struct offload *o, const struct session *s)
+{
+	for (int dir = 0; dir < 2; dir++)
+		map_call(BPF_MAP_DELETE_ELEM, o->flows, &s->key[dir], NULL);
+}
+
+static bool map_flows(const struct offload *o, const struct session *s, uint32_t index)
+{
+	for (uint32_t dir = 0; dir < 2; dir++) {
+		uint32_t ref = index << 1 | dir;
+
+		if (!map_call(BPF_MAP_UPDATE_ELEM, o->flows, &s->key[dir], &ref))
+			continue;
+		unmap_flows(o, s);
+		return false;
+	}
+	return true;
+}
+
+/* ---- entries ---- */
+
+static uint32_t *owner_of(const struct offload *o, uint32_t index)
+{
+	return &o->entries[index].flow[0].session;
+}
+
+static uint32_t place_of(const struct offload *o, uint32_t id, uint32_t probe)
+{
+	return (uint32_t)(((uint64_t)id + probe) % o->capacity);
+}
+
+/* Index plus one; 0: none. */
+static uint32_t find_entry(const struct offload *o, uint32_t id)
+{
+	for (uint32_t i = 0; i < CLAIM_PROBES; i++)
+		if (__atomic_load_n(owner_of(o, place_of(o, id, i)), __ATOMIC_RELAXED) == id)
+			return place_of(o, id, i) + 1;
+	return 0;
+}
+
+static uint32_t claim_entry(struct offload *o, uint32_t id)
+{
+	uint32_t index;
+
+	for (uint32_t i = 0; i < CLAIM_PROBES; i++) {
+		index = place_of(o, id, i);
+		if (__atomic_load_n(owner_of(o, index), __ATOMIC_ACQUIRE))
+			continue;
+		memset(&o->entries[index], 0, sizeof(o->entries[index]));
+		__atomic_store_n(owner_of(o, index), id, __ATOMIC_RELAXED);
+		__atomic_fetch_or(&o->used[index / WORD], 1ull << index % WORD, __ATOMIC_RELEASE);
+		return index + 1;
+	}
+	return 0;
+}
+
+static void release_entry(struct offload *o, uint32_t index)
+{
+	__atomic_fetch_and(&o->used[index / WORD], ~(1ull << index % WORD), __ATOMIC_RELAXED);
+	__atomic_store_n(owner_of(o, index), 0, __ATOMIC_RELEASE);
+}
+
+static struct offloaded *entry_of(const struct table *t, const struct session *s)
+{
+	struct offload *o = offload_of(t);
+	uint32_t found = o ? find_entry(o, session_id(t, s)) : 0;
+
+	return found ? &o->entries[found - 1] : NULL;
+}
+
+/* ---- merging ---- */
+
+static void raise_to(uint32_t *at, uint32_t value)
+{
+	uint32_t old = __atomic_load_n(at, __ATOMIC_RELAXED);
+
+	while (before(old, value) && !__atomic_compare_exchange_n(at, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+		;
+}
+
+static void raise_numbers(struct tcp_flow *flow, const struct tcp_flow *from)
+{
+	raise_to(&flow->end, from->end);
+	raise_to(&flow->max_end, from->max_end);
+	raise_to(&flow->ack, from->ack);
+	raise_to(&flow->max_window, from->max_window);
+}
+
+static void count_atomically(struct table *t, enum counter which, uint64_t n)
+{
+	__atomic_fetch_add(&t->counter[SHARD_OFFLOAD][which], n, __ATOMIC_RELAXED);
+}
+
+/* Packets and bytes of one direction move over, whichever of the two the program has come to; true if there were any. */
+static bool take_counts(struct table *t, struct session *s, int dir, struct offload_flow *flow)
+{
+	uint64_t packets = 0, bytes = 0;
+
+	if (__atomic_load_n(&flow->packets, __ATOMIC_RELAXED))
+		packets = __atomic_exchange_n(&flow->packets, 0, __ATOMIC_RELAXED);
+	if (__atomic_load_n(&flow->bytes, __ATOMIC_RELAXED))
+		bytes = __atomic_exchange_n(&flow->bytes, 0, __ATOMIC_RELAXED);
+	if (!packets && !bytes)
+		return false;
+	s->packets[dir] += packets;
+	s->bytes[dir] += bytes;
+	count_atomically(t, PKT_OFFLOAD, packets);
+	count_atomically(t, BYTES_OFFLOAD, bytes);
+	return true;
+}
+
+/* While it is offloaded the entry is ahead, by more than half of the sequence space if need be. */
+static void take_numbers(struct session *s, int dir, const struct offload_flow *flow)
+{
+	struct tcp_flow numbers;
+
+	if (s->key[0].proto != IPPROTO_TCP)
+		return;
+	numbers.end = __atomic_load_n(&flow->tcp.end, __ATOMIC_RELAXED);
+	numbers.max_end = __atomic_load_n(&flow->tcp.max_end, __ATOMIC_RELAXED);
+	numbers.ack = __atomic_load_n(&flow->tcp.ack, __ATOMIC_RELAXED);
+	numbers.max_window = __atomic_load_n(&flow->tcp.max_window, __ATOMIC_RELAXED);
+	if (s->flags & FLAG_OFFLOADED)
+		s->tcp[dir] = numbers;
+	else
+		raise_numbers(&s->tcp[dir], &numbers);
+}
+
+void offload_merge(struct table *t, struct session *s)
+{
+	struct offloaded *entry = entry_of(t, s);
+	bool seen = false;
+
+	for (int dir = 0; entry && dir < 2; dir++) {
+		struct offload_flow *flow = &entry->flow[dir];
+		struct burst b = {.table = t, .now = (uint32_t)(__atomic_load_n(&flow->last_seen, __ATOMIC_RELAXED) / TICK_NS)};
+
+		take_numbers(s, dir, flow);
+		seen = take_counts(t, s, dir, flow);
+		if (seen && session_matches(s) && !before(b.now, s->last_seen))
+			session_touch(s, &b);
+	}
+}
+
+/* Whether a packet may have waited in its queue while the kernel forwarded later ones. */
+bool offload_overtakes(const struct table *t, const struct session *s, const struct packet *pkt)
+{
+	const struct offloaded *entry = s->flags & FLAG_ENTRY ? entry_of(t, s) : NULL;
+
+	return entry && pkt->arrived && pkt->arrived <= entry->flow[0].begun;
+}
+
+void offload_publish(struct table *t, const struct session *s)
+{
+	struct offloaded *entry = entry_of(t, s);
+
+	for (int dir = 0; entry && dir < 2; dir++)
+		raise_numbers(&entry->flow[dir].tcp, &s->tcp[dir]);
+}
+
+/* ---- there and back ---- */
+
+/* Nothing but its forwarding is left to be done. */
+bool offload_suits(const struct session *s)
+{
+	if (s->type != SESSION_FLOW || s->state[0] != SESSION_ACTIVE || s->flags & OFFLOAD_NEVER)
+		return false;
+	switch (s->key[0].proto) {
+	case IPPROTO_TCP:
+		return s->tcp_state == TCP_ESTABLISHED;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return s->key[0].sport && s->packets[0] + s->packets[1] >= ENOUGH_PACKETS;
+	case IPPROTO_UDP:
+		return s->packets[0] + s->packets[1] >= ENOUGH_PACKETS;
+	}
+	return false;
+}
+
+void offload_offer(const struct burst *b, struct session *s)
+{
+	struct table *t = b->table;
+	struct offload *o = offload_of(t);
+	uint32_t shard = (uint32_t)((b->counter - t->counter[0]) / (t->counter[1] - t->counter[0])), head;
+	struct offers *offers;
+
+	if (!o || shard >= SHARD_SLOW)
+		return;
+	offers = &o->offers[shard];
+	head = offers->head;
+	if (head - __atomic_load_n(&offers->tail, __ATOMIC_ACQUIRE) == OFFERS)
+		return;
+	offers->id[head % OFFERS] = session_id(t, s);
+	__atomic_store_n(&offers->head, head + 1, __ATOMIC_RELEASE);
+	s->flags |= FLAG_OFFERED;
+}
+
+static void view_out(const struct table *t, const struct session *s, struct offload_view *view)
+{
+	view->id = session_id(t, s);
+	view->generation = s->generation;
+	view->ingress = s->ingress;
+	view->egress = s->egress;
+	memcpy(view->key, s->key, sizeof(view->key));
+}
+
+/* Whether the session that was offered is still worth it; then a copy of it. */
+static bool look_at_offer(struct table *t, uint32_t id, struct offload_view *view)
+{
+	struct session *s = session_alive(t, id, 0);
+	bool suits;
+
+	if (!s)
+		return false;
+	suits = s->flags & FLAG_OFFERED && offload_suits(s);
+	if (suits)
+		view_out(t, s, view);
+	else
+		s->flags &= (uint16_t)~FLAG_OFFERED;
+	session_unlock(s);
+	return suits;
+}
+
+uint32_t offload_offers(struct table *t, struct offload_view *out, uint32_t n)
+{
+	struct offload *o = offload_of(t);
+	uint32_t found = 0;
+
+	for (uint32_t shard = 0; o && shard < SHARD_SLOW; shard++) {
+		struct offers *offers = &o->offers[shard];
+		uint32_t head = __atomic_load_n(&offers->head, __ATOMIC_ACQUIRE), tail = offers->tail;
+
+		for (; tail != head && found < n; tail++)
+			found += look_at_offer(t, offers->id[tail % OFFERS], &out[found]);
+		__atomic_store_n(&offers->tail, tail, __ATOMIC_RELEASE);
+	}
+	return found;
+}
+
+static uint16_t difference(const void *old, const void *new, uint32_t len)
+{
+	uint32_t sum = (uint16_t)~checksum_add(old, len, 0) + (uint32_t)checksum_add(new, len, 0);
+
+	return checksum_add((const uint8_t *)&sum, sizeof(sum), 0);
+}
+
+static void fill_flow(const struct session *s, int dir, const struct hop *hop, struct offload_flow *flow)
+{
+	const struct flow_key *from = &s->key[dir];
+	struct flow_key to = key_mirror(&s->key[!dir], from->zone);
+
+	memcpy(flow->src, to.src, 16);
+	memcpy(flow->dst, to.dst, 16);
+	flow->sport = to.sport;
+	flow->dport = to.dport;
+	flow->address_delta = difference(from->src, to.src, 32);
+	flow->port_delta = difference(&from->sport, &to.sport, 4);
+	flow->translated = !key_equal(from, &to);
+	flow->window_scale = s->window_scale[dir];
+	flow->tcp = s->key[0].proto == IPPROTO_TCP ? s->tcp[dir] : (struct tcp_flow){0};
+	flow->hop = *hop;
+}
+
+static uint64_t wall_clock(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static enum offload_result put_in(struct table *t, struct offload *o, struct session *s, const struct hop *const hops[2])
+{
+	uint32_t id = session_id(t, s), found = s->flags & FLAG_ENTRY ? find_entry(o, id) : claim_entry(o, id);
+
+	if (!found)
+		return OFFLOAD_FULL;
+	if (s->flags & FLAG_ENTRY)
+		offload_merge(t, s);
+	for (int dir = 0; dir < 2; dir++)
+		fill_flow(s, dir, hops[dir], &o->entries[found - 1].flow[dir]);
+	s->flags |= FLAG_ENTRY;
+	if (!map_flows(o, s, found - 1))
+		return OFFLOAD_FULL;
+	o->entries[found - 1].flow[0].begun = wall_clock();
+	s->flags |= FLAG_OFFLOADED;
+	s->flags &= (uint16_t)~FLAG_OFFERED;
+	count_atomically(t, SESSION_OFFLOADED, 1);
+	return OFFLOAD_DONE;
+}
+
+enum offload_result session_offload(struct table *t, uint32_t id, uint32_t generation, const struct hop *c2s, const struct hop *s2c)
+{
+	const struct hop *const hops[2] = {c2s, s2c};
+	struct offload *o = offload_of(t);
+	struct session *s = o ? session_alive(t, id, generation) : NULL;
+	enum offload_result result = OFFLOAD_UNSUITED;
+
+	if (!s)
+		return OFFLOAD_UNSUITED;
+	if (offload_suits(s))
+		result = put_in(t, o, s, hops);
+	session_unlock(s);
+	return result;
+}
+
+/* The program stops forwarding it, and what it has counted is here. */
+void offload_take_off(struct table *t, struct session *s)
+{
+	struct offload *o = offload_of(t);
+
+	if (!o || !(s->flags & FLAG_OFFLOADED))
+		return;
+	unmap_flows(o, s);
+	offload_merge(t, s);
+	s->flags &= (uint16_t)~FLAG_OFFLOADED;
+	entry_of(t, s)->flow[0].taken_off = table_now();
+	count_atomically(t, SESSION_ONLOADED, 1);
+}
+
+/* The session ends: the last of it is in its copy. */
+void offload_forget(struct table *t, struct session *s)
+{
+	struct offload *o = offload_of(t);
+	uint32_t found = o ? find_entry(o, session_id(t, s)) : 0;
+
+	if (found)
+		release_entry(o, found - 1);
+	s->flags &= (uint16_t)~FLAG_ENTRY;
+}
+
+bool session_reconsider(struct table *t, uint32_t id, uint32_t generation)
+{
+	struct session *s = session_alive(t, id, generation);
+
+	if (!s)
+		return false;
+	offload_take_off(t, s);
+	s->flags &= (uint16_t)~FLAG_OFFERED;
+	session_unlock(s);
+	return true;
+}
+
+/* ---- sweeps ---- */
+
+/* The next session from entry *at on that has one, locked; advances *at. */
+static struct session *next_session(struct table *t, struct offload *o, uint32_t *at)
+{
+	for (; *at < o->capacity; ++*at) {
+		uint64_t word = __atomic_load_n(&o->used[*at / WORD], __ATOMIC_ACQUIRE) >> *at % WORD;
+		struct session *s;
+		uint32_t id;
+
+		if (!word) {
+			*at |= WORD - 1;
+			continue;
+		}
+		*at += (uint32_t)__builtin_ctzll(word);
+		id = __atomic_load_n(owner_of(o, *at), __ATOMIC_RELAXED);
+		if (!id)
+			continue;
+		s = session_at(t, id);
+		spin_lock(&s->lock);
+		if (s->flags & FLAG_ENTRY && *owner_of(o, *at) == id)
+			return s;
+		session_unlock(s);
+	}
+	return NULL;
+}
+
+static bool has_settled(const struct offloaded *entry)
+{
+	return table_now() - entry->flow[0].taken_off > SETTLE;
+}
+
+void offload_sweep(struct table *t, uint8_t *hops, uint32_t n)
+{
+	struct offload *o = offload_of(t);
+	struct session *s;
+
+	for (uint32_t at = 0; o && (s = next_session(t, o, &at)); at++) {
+		const struct offloaded *entry = &o->entries[at];
+
+		offload_merge(t, s);
+		for (int dir = 0; dir < 2 && s->flags & FLAG_OFFLOADED; dir++)
+			if (entry->flow[dir].hop.number < n)
+				hops[entry->flow[dir].hop.number] = 1;
+		if (!(s->flags & FLAG_OFFLOADED) && has_settled(entry))
+			offload_forget(t, s);
+		session_unlock(s);
+	}
+}
+
+uint32_t offload_scan(struct table *t, uint32_t *next, struct offload_view *out, uint32_t n)
+{
+	struct offload *o = offload_of(t);
+	uint32_t at = *next, found = 0;
+	struct session *s;
+
+	for (; o && found < n && (s = next_session(t, o, &at)); at++) {
+		if (s->flags & FLAG_OFFLOADED) {
+			view_out(t, s, &out[found]);
+			for (int dir = 0; dir < 2; dir++)
+				out[found].hop[dir] = o->entries[at].flow[dir].hop.number;
+			found++;
+		}
+		session_unlock(s);
+	}
+	*next = o && at < o->capacity ? at : 0;
+	return found;
+}
+
+static bool goes_by(const struct offloaded *entry, uint32_t hop)
+{
+	return hop == ANY_HOP || entry->flow[0].hop.number == hop || entry->flow[1].hop.number == hop;
+}
+
+uint32_t offload_drop_hop(struct table *t, uint32_t hop)
+{
+	struct offload *o = offload_of(t);
+	uint32_t dropped = 0;
+	struct session *s;
+
+	for (uint32_t at = 0; o && (s = next_session(t, o, &at)); at++) {
+		if (s->flags & FLAG_OFFLOADED && goes_by(&o->entries[at], hop)) {
+			offload_take_off(t, s);
+			dropped++;
+		}
+		session_unlock(s);
+	}
+	return dropped;
+}
+
+/* The memory stays: a worker may be looking at it. */
+void offload_end(struct table *t)
+{
+	offload_drop_hop(t, ANY_HOP);
+	__atomic_store_n(&t->offload, NULL, __ATOMIC_RELEASE);
+}
