@@ -9,7 +9,7 @@ a control that has come through says that what C alone decides of what was sent 
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from tests.lab.lab import OUT0, SERVER, Lab, poll
 ALONE = "10.2.0.50"  # an address of the server's with a route of its own, sometimes
 OPEN, DENIED = 9000, 9001
 MANY = 40
+PORTS = count(20000)  # of the client: no flow goes on where another one ended
 
 
 def config(**settings: Any) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def ask_from_many(lab: Lab, server: socket.socket, n: int = MANY) -> list[tuple[
     seen = []
     with ExitStack() as stack:
         for number in range(n):
-            client = stack.enter_context(lab.udp("client"))
+            client = stack.enter_context(lab.udp("client", next(PORTS)))
             client.sendto(b"%d" % number, (SERVER, OPEN))
             data, peer = server.recvfrom(100)
             server.sendto(data, peer)

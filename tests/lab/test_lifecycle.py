@@ -103,14 +103,17 @@ def test_a_stop_gives_back_everything(lab, number):
     assert json.loads((firewall.directory / "log" / "traffic.json").read_text().splitlines()[-1])["event"] == "end"
 
 
-def test_a_stop_in_the_middle_of_traffic(lab):
-    """Packets that still wait for a verdict do not keep the daemon."""
+@pytest.mark.parametrize("cache", [True, False], ids=["cache", "python"])
+def test_a_stop_in_the_middle_of_traffic(lab, cache):
+    """Packets that still wait for a verdict, of a worker or of Python, do not keep the daemon."""
     lab.udp("server", 9)
-    firewall = Firewall(lab, config(SHORT_TIMEOUTS))
+    settings = config(SHORT_TIMEOUTS)
+    settings["settings"]["dispatch-cache"] = cache
+    firewall = Firewall(lab, settings)
     with nothing_left(lab, firewall):
         firewall.start()
         with flood(lab):
-            poll(lambda: firewall.counter("pkt_punt") > 1000, 5, "traffic")
+            poll(lambda: firewall.counter("session_installed") > 1000, 5, "traffic")
             firewall.stop()
 
 
@@ -308,7 +311,7 @@ def test_after_a_kill_nothing_crosses(lab):
     controls.assert_pass()
     established = Established(lab)
     with flood(lab):
-        poll(lambda: firewall.counter("pkt_punt") > 100, 5, "traffic")
+        poll(lambda: firewall.counter("session_installed") > 100, 5, "traffic")
         pids = lab.pids("firewall")
         firewall.kill()
     assert firewall.pid in pids
