@@ -246,10 +246,10 @@ def small_disk(path: Path, size: int) -> Iterator[Path]:
 
 def test_a_full_disk_costs_records_and_no_packet():
     """Lost records are counted; when there is room again whole records follow whole records."""
-    with Lab() as lab, small_disk(lab.directory / "disk", 1 << 16) as disk:
+    with Lab() as lab, small_disk(lab.directory / "disk", 1 << 20) as disk:
         controls = Controls(lab)
         ballast = disk / "ballast"
-        ballast.write_bytes(bytes(40000))
+        ballast.write_bytes(bytes(1_000_000))  # what is left is too little for the flood, the whole is enough
         with lab.firewall(config(SHORT_TIMEOUTS), f"--log-dir={disk}") as firewall, controls.unharmed(firewall):
             established = Established(lab)
             lab.inject("client", *flood(2000, 200))
