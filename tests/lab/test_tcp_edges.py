@@ -127,7 +127,7 @@ def mss_of(capture: Capture) -> list[int]:
 def test_both_ends_are_told_the_smaller_mss(lab, firewall, net, port, offload):
     """SYN and SYN-ACK leave clamped with right checksums, and no segment of the connection is longer."""
     lab.set_offloads(offload)
-    filters = "tcp" if net is V4 else "ip6 proto 6"
+    filters = "ip proto 6" if net is V4 else "ip6 proto 6"
     syns = filters + (" and tcp[13] & 2 != 0" if net is V4 else " and ip6[53] & 2 != 0")
     with lab.capture("server", "eth0", syns) as there, lab.capture("client", "eth0", syns) as here:
         with connected(lab, net, port) as (client, server):
@@ -276,7 +276,7 @@ def challenges(lab: Lab, ns: str) -> int:
 def test_the_host_itself_asks_back(lab, firewall, net, name, victim, flags, distance):
     """A forged reset in the window, or a SYN, reaches the victim; its challenge reaches the one in whose name it came,
     and the connection goes on."""
-    filters = "tcp" if net is V4 else "ip6 proto 6"
+    filters = "ip proto 6" if net is V4 else "ip6 proto 6"
     with connected(lab, net, TRANSLATED) as (client, server), lab.capture(name, "eth0", filters) as capture:
         assert_exchange(client, server)
         poll(lambda: quiet(client, server), 3, "every byte to be acknowledged")
