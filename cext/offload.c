@@ -28,6 +28,7 @@
 #define CLAIM_PROBES 8
 #define OFFERS 1024u
 #define ENOUGH_PACKETS 3          /* of a session without a handshake: one question and its answer are not worth it */
+#define ENOUGH_SEGMENTS 8u        /* nor are they of a connection, handshake included */
 #define SETTLE 10u                /* ticks after which no program can still hold an entry */
 #define WORD 64u
 #define TICK_NS (1000000000u / TENTHS)
@@ -258,7 +259,7 @@ bool offload_suits(const struct session *s)
 		return false;
 	switch (s->key[0].proto) {
 	case IPPROTO_TCP:
-		return s->tcp_state == TCP_ESTABLISHED;
+		return s->tcp_state == TCP_ESTABLISHED && s->packets[0] + s->packets[1] >= ENOUGH_SEGMENTS;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
 		return s->key[0].sport && s->packets[0] + s->packets[1] >= ENOUGH_PACKETS;
