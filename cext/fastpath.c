@@ -60,7 +60,7 @@ static struct session *find(const struct packet *pkt, const struct burst *b, int
 
 	if (s || (pkt->call && may_be_announced(pkt, b)))
 		return s;
-	return table_lookup(b->table, &pkt->key, dir);
+	return table_find(b->table, &pkt->key, pkt->hash, dir);
 }
 
 /* The session whose packet an error quotes, locked, and the direction in which the error travels.  The quoted packet left
@@ -312,19 +312,21 @@ static enum verdict miss(struct packet *pkt, const struct burst *b)
 	return wants_reset(pkt, b) ? punt(b) : drop(b, FLOW_TCP_NON_SYN_DROP);
 }
 
-enum verdict fastpath(struct packet *pkt, const struct burst *b)
+enum verdict fastpath_parse(struct packet *pkt, const struct burst *b)
 {
-	struct session *s;
-	enum verdict v;
-	int dir;
-
 	count_in(b->counter, PKT_RECV, 1);
 	count_in(b->counter, BYTES_RECV, pkt->len);
 	pkt->zone = pkt->hook == HOOK_OUTPUT ? ZONE_HOST : table_zone(b->table, pkt->ifindex);
 	if (pkt->zone == ZONE_NONE)
 		return drop(b, FLOW_NO_INTERFACE);
-	if ((v = packet_parse(pkt, b)) != VERDICT_CONTINUE)
-		return v;
+	return packet_parse(pkt, b);
+}
+
+enum verdict fastpath_decide(struct packet *pkt, const struct burst *b)
+{
+	struct session *s;
+	int dir;
+
 	if (pkt->kind == PACKET_LINK_CONTROL)
 		return pass_link_control(pkt, b);
 	if (pkt->kind == PACKET_ICMP_ERROR)
@@ -337,8 +339,9 @@ enum verdict fastpath(struct packet *pkt, const struct burst *b)
 enum verdict fastpath_take(struct table *t, uint32_t shard, struct packet *pkt, uint32_t now)
 {
 	struct burst b = {.table = t, .counter = t->counter[shard], .shard = shard, .now = now};
+	enum verdict v = fastpath_parse(pkt, &b);
 
-	return fastpath(pkt, &b);
+	return v == VERDICT_CONTINUE ? fastpath_decide(pkt, &b) : v;
 }
 
 /* What the slow path asks of a packet that was a miss a moment ago. */

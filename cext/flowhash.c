@@ -6,7 +6,7 @@
  *
  * Look-up: read the bucket without a lock (its seq is a version), follow entries whose tag fits to their slots, lock the
  * slot and compare the whole key.  An entry may be stale by then; the key decides.  If nothing matched and the version
- * moved, read again.  A hit costs two cache misses, bucket and slot.
+ * moved, read again.  A hit costs two cache misses, bucket and slot; a worker asks for those of a whole burst ahead.
  */
 #include <sched.h>
 
@@ -117,10 +117,34 @@ static struct session *chain_find(struct table *t, struct bucket *b, uint16_t ta
 	return NULL;
 }
 
+void flow_prefetch(const struct table *t, uint64_t hash)
+{
+	__builtin_prefetch(bucket_of(t, hash));
+}
+
+/* Without a lock: what it reads may be wrong, and only time is lost by that. */
+void session_prefetch(const struct table *t, uint64_t hash)
+{
+	const struct bucket *b = bucket_of(t, hash);
+
+	for (int i = 0; i < BUCKET_ENTRIES; i++) {
+		uint32_t ref = __atomic_load_n(&b->ref[i], __ATOMIC_RELAXED);
+
+		if (!ref || __atomic_load_n(&b->tag[i], __ATOMIC_RELAXED) != tag_of(hash))
+			continue;
+		for (size_t at = 0; at < sizeof(struct session); at += sizeof(struct bucket))
+			__builtin_prefetch((const char *)session_at(t, ref >> 1) + at, 1);
+	}
+}
+
 /* The live session one of whose flows has this key, locked, and which flow it is; NULL if there is none. */
 struct session *table_lookup(struct table *t, const struct flow_key *key, int *dir)
 {
-	uint64_t hash = flow_hash(t, key);
+	return table_find(t, key, flow_hash(t, key), dir);
+}
+
+struct session *table_find(struct table *t, const struct flow_key *key, uint64_t hash, int *dir)
+{
 	struct bucket *b = bucket_of(t, hash);
 
 	for (;;) {

@@ -254,7 +254,11 @@ struct bucket *bucket_at(const struct table *t, uint32_t i);
 struct bucket *overflow_at(const struct table *t, uint32_t i);
 uint64_t table_hash16(const struct table *t, const uint8_t *bytes);
 struct session *table_lookup(struct table *t, const struct flow_key *key, int *dir);   /* locked, or NULL */
+struct session *table_find(struct table *t, const struct flow_key *key, uint64_t hash, int *dir); /* likewise */
 uint64_t flow_hash(const struct table *t, const struct flow_key *key);
+/* Ask for the cache lines of a look-up ahead: of the bucket, and then, when that is here, of the session in it. */
+void flow_prefetch(const struct table *t, uint64_t hash);
+void session_prefetch(const struct table *t, uint64_t hash);
 enum put_result flow_put(struct table *t, const struct flow_key *key, uint32_t ref);
 void flow_remove(struct table *t, const struct flow_key *key, uint32_t ref);
 
@@ -341,6 +345,8 @@ void offload_take_off(struct table *t, struct session *s);
 void offload_forget(struct table *t, struct session *s);
 
 /* fastpath.c */
-enum verdict fastpath(struct packet *pkt, const struct burst *b);
+/* The two halves of a packet's way: what it is (CONTINUE: pkt->key and its hash are known), and what becomes of it. */
+enum verdict fastpath_parse(struct packet *pkt, const struct burst *b);
+enum verdict fastpath_decide(struct packet *pkt, const struct burst *b);
 
 #endif

@@ -41,13 +41,19 @@ struct worker *worker_open(struct table *t, uint32_t shard, uint16_t queue, uint
 	return w;
 }
 
-static enum verdict decide(struct queued *p, const struct burst *b)
+/* What a packet is: VERDICT_CONTINUE, and the bucket of its flow is on its way into the cache, or what becomes of it. */
+static enum verdict look(struct queued *p, const struct burst *b)
 {
+	enum verdict v;
+
 	if (p->late)
 		return drop(b, FLOW_QUEUED_TOO_LONG);
 	if (p->full_len > p->packet.len)
 		return drop(b, FLOW_QUEUE_TRUNCATED);
-	return fastpath(&p->packet, b);
+	v = fastpath_parse(&p->packet, b);
+	if (v == VERDICT_CONTINUE)
+		flow_prefetch(b->table, p->packet.hash);
+	return v;
 }
 
 static void answer(struct worker *w, const struct queued *p, enum verdict v)
@@ -73,6 +79,21 @@ static void answer(struct worker *w, const struct queued *p, enum verdict v)
 	}
 }
 
+/* A burst goes through each step as a whole, so that the cache misses of its look-ups overlap. */
+static void decide(struct worker *w, int n, const struct burst *b)
+{
+	struct queued *packets = w->queue.packets;
+	enum verdict v[QUEUE_BURST];
+
+	for (int i = 0; i < n; i++)
+		v[i] = look(&packets[i], b);
+	for (int i = 0; i < n; i++)
+		if (v[i] == VERDICT_CONTINUE)
+			session_prefetch(b->table, packets[i].packet.hash);
+	for (int i = 0; i < n; i++)
+		answer(w, &packets[i], v[i] == VERDICT_CONTINUE ? fastpath_decide(&packets[i].packet, b) : v[i]);
+}
+
 int worker_run(struct worker *w)
 {
 	while (!__atomic_load_n(&w->stop, __ATOMIC_RELAXED)) {
@@ -82,8 +103,7 @@ int worker_run(struct worker *w)
 		if (n < 0)
 			return -n;
 		b.now = table_now();
-		for (int i = 0; i < n; i++)
-			answer(w, &w->queue.packets[i], decide(&w->queue.packets[i], &b));
+		decide(w, n, &b);
 		queue_flush(&w->queue, w->counter);
 	}
 	return 0;
