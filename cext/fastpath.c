@@ -273,6 +273,7 @@ static enum verdict pass(struct packet *pkt, struct session *s, int dir, const s
 	return VERDICT_REWRITTEN;
 }
 
+/* VERDICT_PUNT, not counted: the session is over, and the packet begins the next one. */
 static enum verdict hit(struct packet *pkt, struct session *s, int dir, const struct burst *b)
 {
 	if (s->state[dir] == SESSION_DISCARD)
@@ -292,12 +293,15 @@ static enum verdict begin(struct packet *pkt, const struct burst *b)
 {
 	int64_t begun = cache_begin(pkt, b);
 	struct session *s;
+	enum verdict v;
 	int dir;
 
 	if (!begun || !(s = find(pkt, b, &dir)))
 		return punt(b);
-	if (begun == INSTALL_EXISTS || s->state[dir] != SESSION_DISCARD)
-		return hit(pkt, s, dir, b);
+	if (begun == INSTALL_EXISTS || s->state[dir] != SESSION_DISCARD) {
+		v = hit(pkt, s, dir, b);
+		return v == VERDICT_PUNT ? punt(b) : v;
+	}
 	session_unlock(s);
 	return drop(b, FLOW_POLICY_DENY);
 }
@@ -325,6 +329,7 @@ enum verdict fastpath_parse(struct packet *pkt, const struct burst *b)
 enum verdict fastpath_decide(struct packet *pkt, const struct burst *b)
 {
 	struct session *s;
+	enum verdict v;
 	int dir;
 
 	if (pkt->kind == PACKET_LINK_CONTROL)
@@ -333,7 +338,8 @@ enum verdict fastpath_decide(struct packet *pkt, const struct burst *b)
 		return pass_error(pkt, b);
 	if (!(s = find(pkt, b, &dir)))
 		return miss(pkt, b);
-	return hit(pkt, s, dir, b);
+	v = hit(pkt, s, dir, b);
+	return v == VERDICT_PUNT ? begin(pkt, b) : v;
 }
 
 enum verdict fastpath_take(struct table *t, uint32_t shard, struct packet *pkt, uint32_t now)

@@ -246,7 +246,6 @@ static enum verdict reopen(const struct packet *pkt, struct session *s, const st
 	session_set_closing(b->table, s, END_TCP_REUSE);
 	wheel_schedule(b->table, s, b->now);
 	count_in(b->counter, TCP_SESSION_REUSED, 1);
-	count_in(b->counter, PKT_PUNT, 1);
 	return VERDICT_PUNT;
 }
 

@@ -1,11 +1,12 @@
 """Calls from the client through the firewall, and as whom the server sees the caller: what NAT is judged by."""
 
+import errno
 import random
 import socket
 from typing import Any
 
 from tests.lab.firewall import Firewall
-from tests.lab.lab import Lab
+from tests.lab.lab import Lab, poll
 
 Address = tuple[str, int]
 
@@ -36,6 +37,22 @@ def connect(lab: Lab, source: Address, to: Address, timeout: float = 3) -> socke
     made.bind(source)
     made.connect(to)
     return made
+
+
+def connect_again(lab: Lab, source: Address, to: Address) -> socket.socket:
+    """As connect(), once the kernel has heard the last of the connection before it."""
+    made: list[socket.socket] = []
+
+    def forgotten() -> bool:
+        try:
+            made.append(connect(lab, source, to))
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+        return bool(made)
+
+    poll(forgotten, 3, "the connection before to be over")
+    return made[0]
 
 
 def called_by(listening: socket.socket, caller: socket.socket) -> Address:

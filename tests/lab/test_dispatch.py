@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests.lab.calls import connect_again
 from tests.lab.console import Control, ask, attempt, counters, port, record, rule, sessions, zones
 from tests.lab.firewall import Firewall
-from tests.lab.lab import OUT0, SERVER, Lab, poll
+from tests.lab.lab import CLIENT, OUT0, SERVER, Lab, poll
 
 ALONE = "10.2.0.50"  # an address of the server's with a route of its own, sometimes
 OPEN, DENIED = 9000, 9001
@@ -127,6 +128,25 @@ def test_a_connection_is_followed_from_its_first_segment(lab, firewall):
             if number:
                 assert grown(firewall, before, "pkt_punt") == 0
                 assert record(firewall, event="start", sport=inside, proto=6)["via"] == "cache"
+
+
+def test_the_same_port_again_is_another_session(lab, firewall):
+    """Of a connection that has just ended: C ends the old session and begins the new one."""
+    before, inside = counters(firewall), next(PORTS)
+    with lab.listener("server", OPEN) as listening:
+        for _ in range(5):
+            with connect_again(lab, (CLIENT, inside), (SERVER, OPEN)) as client, listening.accept()[0] as accepted:
+                accepted.close()  # the server first: it is the one that remembers
+                assert client.recv(1) == b""
+    assert grown(firewall, before, "tcp_session_reused") == 4
+    assert grown(firewall, before, "pkt_punt") <= 1  # the first of its class, if it is that
+    ended = poll(lambda: reused(firewall, inside), 6, "four ends")
+    assert {row["session_end_reason"] for row in ended} == {"tcp-fin"}
+
+
+def reused(firewall: Firewall, inside: int) -> list[dict[str, Any]]:
+    rows = firewall.traffic_log(event="end", sport=inside, proto=6)
+    return rows if len(rows) >= 4 else []
 
 
 def test_what_is_denied_is_denied_without_python(lab, firewall, control):

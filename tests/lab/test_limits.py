@@ -22,7 +22,7 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 from scapy.layers.l2 import GRE
 
-from tests.lab.calls import Address, called_by, connect, exchange, port_of
+from tests.lab.calls import called_by, connect, connect_again, exchange, port_of
 from tests.lab.console import IN_ORDER, ask, attempt, counters, outcome, port, record, rule, sessions, zones
 from tests.lab.firewall import Firewall
 from tests.lab.lab import IN0, IN06, SERVER, SERVER6, Lab, poll
@@ -223,22 +223,6 @@ def test_connections_count_until_they_have_ended(bench: Bench, net: Net) -> None
         calls.pop().close()
         poll(lambda: bench.grown(before, "session_freed") == [1], LINGER + 5, "the connection to be forgotten")
         called_by(listening, connect(bench.lab, source, to))
-
-
-def connect_again(lab: Lab, source: Address, to: Address) -> socket.socket:
-    """As connect(), once the kernel has heard the last of the connection before it."""
-    made: list[socket.socket] = []
-
-    def forgotten() -> bool:
-        try:
-            made.append(connect(lab, source, to))
-        except OSError as error:
-            if error.errno != errno.EADDRNOTAVAIL:
-                raise
-        return bool(made)
-
-    poll(forgotten, 3, "the connection before to be over")
-    return made[0]
 
 
 @BOTH
