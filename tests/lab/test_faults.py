@@ -36,16 +36,15 @@ from tests.lab.witness import (
 
 WORKERS, SLOW_QUEUE = 2, 2
 LATE = 1.2  # seconds; what has waited for that long must not be delivered any more
-FLOOD_PORT = 9
+FLOOD_PORT, OTHER_PORT = 9, 10
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab() as made:
         # The flood's datagrams would each be answered with an ICMP error.
-        made.run(
-            "server", ["iptables", "-A", "INPUT", "-p", "udp", "--dport", str(FLOOD_PORT), "-j", "DROP"], check=True
-        )
+        ports = f"{FLOOD_PORT}:{OTHER_PORT}"
+        made.run("server", ["iptables", "-A", "INPUT", "-p", "udp", "--dport", ports, "-j", "DROP"], check=True)
         yield made
 
 
@@ -91,10 +90,10 @@ def exchange_for(established: Established, seconds: float) -> int:
     return rounds
 
 
-def flood(first: int, count: int) -> list[bytes]:
+def flood(first: int, count: int, to: int = FLOOD_PORT) -> list[bytes]:
     """Datagrams of so many new flows, by source port."""
     header = bytes(IP(src=CLIENT, dst=SERVER, len=32) / UDP())[:20]
-    return [header + struct.pack("!HHHH", port, FLOOD_PORT, 12, 0) + b"data" for port in range(first, first + count)]
+    return [header + struct.pack("!HHHH", port, to, 12, 0) + b"data" for port in range(first, first + count)]
 
 
 # Python does not answer
@@ -160,6 +159,7 @@ def test_a_flood_of_new_flows_delays_nobody_who_is_there(lab, firewall, controls
         for first in range(1024, 61024, 2000):  # faster than Python decides; half of what a hot queue holds
             lab.inject("client", *flood(first, 2000))
             established.exchange()
+            poll(lambda: all(queues(lab)[hot].waiting < 1000 for hot in range(WORKERS)), 3, "the hot queues to drain")
         after = queues(lab)
         lost = after[SLOW_QUEUE].dropped - before[SLOW_QUEUE].dropped
         assert lost > 0
@@ -172,8 +172,8 @@ def test_a_full_slow_queue_is_empty_again_at_once(lab, firewall, controls, estab
     with controls.unharmed(firewall):
         before = queues(lab)[SLOW_QUEUE].dropped
         with blocked_python(firewall):
-            for first in range(42000, 50000, 500):
-                lab.inject("client", *flood(first, 500))
+            for first in range(42000, 50000, 500):  # no flow of the flood before goes on
+                lab.inject("client", *flood(first, 500, OTHER_PORT))
                 established.exchange()
             poll(lambda: queues(lab)[SLOW_QUEUE].dropped > before, 3, "the queue to overflow")
             assert exchange_for(established, LATE) > 30
@@ -220,12 +220,12 @@ class TestFullTable:
         established.exchange_stream()
 
     def test_denied_flows_make_room(self, firewall):
-        """DISCARD sessions hold no place that an allowed one needs."""
+        """DISCARD sessions hold no place that an allowed one needs; workers at once may go past the share."""
         denied = [packet[:22] + struct.pack("!H", DENIED_PORT) + packet[24:] for packet in flood(2000, 3 * self.SLOTS)]
         self.controls.assert_pass()
         self.lab.inject("client", *denied)
         poll(lambda: firewall.counter("flow_policy_deny") == len(denied), 3, "every one to be denied")
-        assert firewall.json("show", "session", "info")["num_discard"] <= self.SLOTS // 10
+        assert firewall.json("show", "session", "info")["num_discard"] < self.SLOTS // 10 + WORKERS
         assert firewall.counter("session_alloc_failure") == 0
         self.controls.assert_pass()
 
