@@ -21,7 +21,9 @@ from statistics import median
 from typing import Any
 
 from tests.bench.measure import FULL, QUICK, Effort, Meter, Round
+from tests.bench.ovs import Unavailable
 from tests.bench.rows import ROWS
+from tests.bench.rows import Path as Forwarding
 from tests.lab.lab import LabError
 
 Figure = Callable[[float], str]
@@ -60,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.rounds:
         effort = replace(effort, rounds=options.rounds)
     try:
-        report = summary(measure(options.rows, effort), effort)
+        rounds, absent = measure(options.rows, effort)
+        report = summary(rounds, absent, effort)
     except LabError as error:
         print("\n".join(["", f"bench: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 1
@@ -88,18 +91,34 @@ def positive(text: str) -> int:
     return number
 
 
-def measure(names: Sequence[str], effort: Effort) -> dict[str, list[Round]]:
-    """Round-robin over the rows, so that what else the machine does meets all of them. Raises LabError."""
-    rounds: dict[str, list[Round]] = {name: [] for name in ROWS if name in names or name == "plain"}
+def measure(names: Sequence[str], effort: Effort) -> tuple[dict[str, list[Round]], dict[str, str]]:
+    """The rounds of every row, and why a row is absent. Raises LabError.
+
+    Round-robin over the rows, so that what else the machine does meets all of them.
+    """
     with ExitStack() as stack:
         meter = Meter(Path(stack.enter_context(tempfile.TemporaryDirectory())), effort)
-        paths = {name: stack.enter_context(ROWS[name][1]()) for name in rounds}
+        paths, absent = prepare([name for name in ROWS if name in names or name == "plain"], stack)
+        rounds: dict[str, list[Round]] = {name: [] for name in paths}
         for number in range(effort.rounds):
             for name, path in paths.items():
                 progress(f"round {number + 1} of {effort.rounds}: {ROWS[name][0]}")
                 rounds[name].append(meter.round(path, paths["plain"].lab))
     progress("")
-    return rounds
+    return rounds, absent
+
+
+def prepare(names: Sequence[str], stack: ExitStack) -> tuple[dict[str, Forwarding], dict[str, str]]:
+    """Each row's lab, ready; a row whose software cannot be had is left out, and why."""
+    paths: dict[str, Forwarding] = {}
+    absent: dict[str, str] = {}
+    for name in names:
+        progress(f"starting: {ROWS[name][0]}")
+        try:
+            paths[name] = stack.enter_context(ROWS[name][1]())
+        except Unavailable as error:
+            absent[name] = str(error)
+    return paths, absent
 
 
 def progress(text: str) -> None:
@@ -108,7 +127,7 @@ def progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def summary(rounds: Mapping[str, Sequence[Round]], effort: Effort) -> dict[str, Any]:
+def summary(rounds: Mapping[str, Sequence[Round]], absent: Mapping[str, str], effort: Effort) -> dict[str, Any]:
     """What the table shows and --json writes: per row and column the median, smallest, largest, ratio and samples."""
     rows: dict[str, dict[str, Any]] = {}
     for name, measured in rounds.items():
@@ -119,7 +138,7 @@ def summary(rounds: Mapping[str, Sequence[Round]], effort: Effort) -> dict[str, 
                 made["ratio"] = made["median"] / base["median"]
         lost = {key: max(round_.lost[key] for round_ in measured) for key in measured[0].lost}
         rows[name] = {"title": ROWS[name][0], "cells": cells, "lost": lost}
-    return {"machine": machine(), "rounds": effort.rounds, "rows": rows}
+    return {"machine": machine(), "rounds": effort.rounds, "rows": rows, "absent": dict(absent)}
 
 
 def cell(samples: Sequence[float | None]) -> dict[str, Any] | None:
@@ -152,6 +171,8 @@ def show(report: Mapping[str, Any]) -> None:
         for key, share in row["lost"].items():
             if share > LOSS_WORTH_TELLING:
                 print(f"{row['title']}: {COLUMNS[key].title}: {share:.1%} of the packets were lost in the worst round")
+    for name, reason in report["absent"].items():
+        print(f"{ROWS[name][0]}: left out: {reason}")
 
 
 def line(title: str, cells: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.bench import callback
+from tests.bench.ovs import OpenVSwitch
 from tests.lab.lab import Lab, LabError, poll
 
 SOURCES = "10.1.0.16"  # first of 128 client addresses that new flows come from; no kernel owns them
@@ -53,6 +54,14 @@ def nftables() -> Iterator[Path]:
     with served_lab() as lab:
         lab.run("firewall", ["nft", NFT], check=True)
         lab.sysctl("firewall", {"netfilter/nf_conntrack_udp_timeout": str(UDP_TIMEOUT)})
+        yield Path(lab)
+
+
+@contextmanager
+def open_vswitch() -> Iterator[Path]:
+    """Open vSwitch's userspace datapath, which forwards instead of the kernel. Raises Unavailable."""
+    with served_lab() as lab:
+        OpenVSwitch(lab).start(POOL, UDP_TIMEOUT)
         yield Path(lab)
 
 
@@ -126,6 +135,7 @@ SOURCE_NAT: dict[str, Any] = {
 ROWS: dict[str, tuple[str, Callable[[], AbstractContextManager[Path]]]] = {
     "plain": ("plain kernel forwarding", plain),
     "nftables": ("nftables stateful, masquerade", nftables),
+    "ovs": ("Open vSwitch userspace, NAT", open_vswitch),
     "python": ("netfilterqueue, Python callback", python_callback),
     "ours": ("this firewall", lambda: ours(source_nat=False)),
     "ours-snat": ("this firewall, source NAT", lambda: ours(source_nat=True)),
