@@ -72,6 +72,7 @@ struct run {
 	struct settings settings;
 	int client, server;		/* sockets */
 	_Atomic long arrived;
+	_Atomic long last;		/* when the last of them did */
 	_Atomic bool over;
 };
 
@@ -221,8 +222,10 @@ static void *receive(void *argument)
 	setsockopt(r->server, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	while (!atomic_load(&r->over)) {
 		count = recvmmsg(r->server, messages, BATCH, MSG_WAITFORONE, NULL);
-		if (count > 0)
-			atomic_fetch_add(&r->arrived, count);
+		if (count <= 0)
+			continue;
+		atomic_store(&r->last, now());
+		atomic_fetch_add(&r->arrived, count);
 	}
 	return NULL;
 }
@@ -263,13 +266,12 @@ static void measure_rate(struct run *r)
 		sent += send_batch(r, &b, sent, r->settings.count - sent);
 		lost += wait_for_room(r, sent - lost);
 	}
-	while (sent - lost > atomic_load(&r->arrived) && now() < end + LOST_AFTER)
+	for (end = now(); sent - lost > atomic_load(&r->arrived) && now() < end + LOST_AFTER;)
 		pause_briefly();
-	end = now();
 	atomic_store(&r->over, true);
 	pthread_join(receiver, NULL);
 	printf("{\"packets\": %ld, \"lost\": %ld, ", r->arrived, sent - r->arrived);
-	printf("\"seconds\": %.6f}\n", (double)(end - start) / 1e9);
+	printf("\"seconds\": %.6f}\n", (double)(r->last - start) / 1e9);
 }
 
 /* Spin until a packet is there; false when none comes. */
