@@ -1,4 +1,7 @@
-"""`python -m tests.bench`: one table, every row measured in every round, in network namespaces.
+"""`python -m tests.bench`: its tables, one after the other, in network namespaces.
+
+First the ways of forwarding side by side, every row measured in every round; then how figures grow (scale.py), and what
+a flood leaves (flood.py).
 
 How each column is measured: tcp is one iperf3 stream; the others come from traffic.c, whose head says how.
 `added` is half of a UDP round trip less the same over a direct wire, measured right after it, so it includes the
@@ -11,23 +14,24 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.bench.measure import FULL, QUICK, Effort, Meter, Round
+from tests.bench import flood, scale
+from tests.bench.measure import FULL, QUICK, Meter, Round
 from tests.bench.ovs import Unavailable
 from tests.bench.plot import draw
-from tests.bench.report import show, summary
+from tests.bench.report import machine, show, summary
 from tests.bench.rows import ROWS
 from tests.bench.rows import Path as Forwarding
 from tests.lab.lab import LabError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write the JSON when it is asked for; 0 when every row was measured."""
+    """Measure, print, and write the JSON and the plot when they are asked for; 0 when everything was measured."""
     options = parser().parse_args(arguments)
     if os.geteuid():
         print("bench: network namespaces need root", file=sys.stderr)
@@ -35,37 +39,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     effort = QUICK if options.quick else FULL
     if options.rounds:
         effort = replace(effort, rounds=options.rounds)
+    report: dict[str, Any] = {}
     try:
-        rounds, absent = measure(options.rows, effort)
-        report = summary(rounds, absent)
-    except LabError as error:
+        with tempfile.TemporaryDirectory() as directory:
+            meter = Meter(Path(directory), effort)
+            for table in tables(options, meter, Path(directory)):
+                report |= table
+                progress("")
+                write(report, options)
+    except (LabError, ImportError, OSError, ValueError) as error:
         print("\n".join(["", f"bench: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 1
-    show(report)
+    return 0
+
+
+def tables(options: argparse.Namespace, meter: Meter, directory: Path) -> Iterator[dict[str, Any]]:
+    """Each table that is asked for, printed as soon as it is there. Raises LabError."""
+    if not options.scale:
+        report = summary(*measure(meter, options.rows or list(ROWS)))
+        progress("")
+        show(report)
+        yield report
+    if options.rows is None:
+        grown = scale.measure(meter, scale.QUICK if options.quick else scale.FULL, directory, progress)
+        progress("")
+        scale.show(grown)
+        yield {"machine": machine(), "scale": grown}
+        flooded = flood.measure(meter, flood.QUICK if options.quick else flood.FULL, progress)
+        progress("")
+        flood.show(flooded)
+        yield {"flood": flooded}
+
+
+def write(report: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """The files that are asked for. Raises ImportError, OSError, ValueError."""
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
-    return plotted(report, options.plot) if options.plot else 0
+    if options.plot and "rows" in report:
+        draw(report, options.plot)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m tests.bench", description="The firewall beside its alternatives.")
     made.add_argument("--rounds", type=positive, metavar="N", help=f"default {FULL.rounds}, quick {QUICK.rounds}")
-    made.add_argument("--quick", action="store_true", help="about a minute: fewer and shorter rounds")
+    made.add_argument("--quick", action="store_true", help="a few minutes: fewer and shorter rounds, smaller tables")
     made.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file too")
     made.add_argument("--plot", type=Path, metavar="FILE", help="draw the table: .svg, .png, .pdf")
-    made.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
+    made.add_argument("--scale", action="store_true", help="only how figures grow with sessions and rules, and a flood")
+    listed = f"only the first table, with these rows: {', '.join(ROWS)}; all without a name"
+    made.add_argument("--rows", nargs="*", choices=list(ROWS), metavar="ROW", help=listed)
     return made
-
-
-def plotted(report: Mapping[str, Any], file: Path) -> int:
-    """Draw the report; 1, and why, where that cannot be done."""
-    try:
-        draw(report, file)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"bench: no plot: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def positive(text: str) -> int:
@@ -76,20 +100,19 @@ def positive(text: str) -> int:
     return number
 
 
-def measure(names: Sequence[str], effort: Effort) -> tuple[dict[str, list[Round]], dict[str, str]]:
+def measure(meter: Meter, names: Sequence[str]) -> tuple[dict[str, list[Round]], dict[str, str]]:
     """The rounds of every row, and why a row is absent. Raises LabError.
 
     Round-robin over the rows, so that what else the machine does meets all of them.
     """
+    rounds_wanted = meter.effort.rounds
     with ExitStack() as stack:
-        meter = Meter(Path(stack.enter_context(tempfile.TemporaryDirectory())), effort)
         paths, absent = prepare([name for name in ROWS if name in names or name == "plain"], stack)
         rounds: dict[str, list[Round]] = {name: [] for name in paths}
-        for number in range(effort.rounds):
+        for number in range(rounds_wanted):
             for name, path in paths.items():
-                progress(f"round {number + 1} of {effort.rounds}: {ROWS[name][0]}")
+                progress(f"round {number + 1} of {rounds_wanted}: {ROWS[name][0]}")
                 rounds[name].append(meter.round(path, paths["plain"].lab))
-    progress("")
     return rounds, absent
 
 

@@ -49,7 +49,7 @@ class Meter:
 
     def __init__(self, directory: File, effort: Effort) -> None:
         self._program = directory / "traffic"
-        self._effort = effort
+        self.effort = effort
         done = subprocess.run([*COMPILE, "-o", self._program, SOURCE], capture_output=True, text=True)
         if done.returncode:
             raise LabError(f"traffic.c does not compile: {done.stderr}")
@@ -72,7 +72,7 @@ class Meter:
 
     def tcp(self, lab: Lab) -> float:
         """Gbit/s of one stream as its receiver counts them."""
-        seconds = self._effort.tcp_seconds
+        seconds = self.effort.tcp_seconds
         command = ["iperf3", "-J", "-c", SERVER, "-t", str(seconds)]
         done = lab.run("client", command, timeout=seconds + 20, check=True)
         received: float = json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]
@@ -80,19 +80,19 @@ class Meter:
 
     def _packet_rate(self, lab: Lab, lost: dict[str, float]) -> float:
         """Packets a second of one UDP flow, 64 bytes each."""
-        result = self.traffic(lab, "rate", CLIENT, SERVER, 1 << 40, self._effort.rate_ms, ONE_FLOW)
+        result = self.traffic(lab, "rate", CLIENT, SERVER, 1 << 40, self.effort.rate_ms, ONE_FLOW)
         lost["pps"] = result["lost"] / (result["packets"] + result["lost"])
         return float(result["packets"] / result["seconds"])
 
     def session_rate(self, path: Path, lost: dict[str, float]) -> float:
         """First packets, each of a new UDP flow, that arrive in a second."""
-        result = self.new_flows(path, "rate", NEW_FLOWS, self._effort.rate_ms)
+        result = self.new_flows(path, "rate", NEW_FLOWS, self.effort.rate_ms)
         lost["sessions"] = result["lost"] / (result["packets"] + result["lost"])
         return float(result["packets"] / result["seconds"])
 
     def _connection_rate(self, path: Path, lost: dict[str, float]) -> float:
         """TCP connections a second that are opened, carry a byte and are closed by both ends."""
-        result = self.traffic(path.lab, "connect", CLIENT, DESTINATIONS, CONNECTIONS, self._effort.rate_ms, ONE_FLOW)
+        result = self.traffic(path.lab, "connect", CLIENT, DESTINATIONS, CONNECTIONS, self.effort.rate_ms, ONE_FLOW)
         lost["connections"] = result["lost"] / (result["packets"] + result["lost"])
         return float(result["packets"] / result["seconds"])
 

@@ -106,7 +106,12 @@ def configuration(source_nat: bool, dispatch_cache: bool = True, offload: bool =
 
 def deny(number: int) -> dict[str, Any]:
     """A rule that no packet of the bench matches."""
-    return {**ALLOW, "name": f"other-{number}", "source": [f"172.16.{number}.0/24"], "action": "deny"}
+    return {
+        **ALLOW,
+        "name": f"other-{number}",
+        "source": [f"172.{16 + number // 256}.{number % 256}.0/24"],
+        "action": "deny",
+    }
 
 
 ALLOW: dict[str, Any] = {
