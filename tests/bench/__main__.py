@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if os.geteuid():
         print("bench: network namespaces need root", file=sys.stderr)
+        return 1
+    if options.plot and not find_spec("matplotlib"):
+        print("bench: --plot needs matplotlib: pip install --group bench", file=sys.stderr)
         return 1
     effort = QUICK if options.quick else FULL
     if options.rounds:
@@ -82,7 +86,9 @@ def write(report: Mapping[str, Any], options: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m tests.bench", description="The firewall beside its alternatives.")
-    made.add_argument("--rounds", type=positive, metavar="N", help=f"default {FULL.rounds}, quick {QUICK.rounds}")
+    made.add_argument(
+        "--rounds", type=positive, metavar="N", help=f"of the first table; default {FULL.rounds}, quick {QUICK.rounds}"
+    )
     made.add_argument("--quick", action="store_true", help="a few minutes: fewer and shorter rounds, smaller tables")
     made.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file too")
     made.add_argument("--plot", type=Path, metavar="FILE", help="draw the table: .svg, .png, .pdf")
