@@ -23,11 +23,9 @@ from typing import Any
 
 from tests.bench import flood, scale
 from tests.bench.measure import FULL, QUICK, Meter, Round
-from tests.bench.ovs import Unavailable
 from tests.bench.plot import draw
 from tests.bench.report import machine, show, summary
-from tests.bench.rows import ROWS
-from tests.bench.rows import Path as Forwarding
+from tests.bench.rows import ROWS, prepare
 from tests.lab.lab import LabError
 
 
@@ -113,26 +111,14 @@ def measure(meter: Meter, names: Sequence[str]) -> tuple[dict[str, list[Round]],
     """
     rounds_wanted = meter.effort.rounds
     with ExitStack() as stack:
-        paths, absent = prepare([name for name in ROWS if name in names or name == "plain"], stack)
+        wanted = {name: row for name, row in ROWS.items() if name in names or name == "plain"}
+        paths, absent = prepare(wanted, stack, progress)
         rounds: dict[str, list[Round]] = {name: [] for name in paths}
         for number in range(rounds_wanted):
             for name, path in paths.items():
                 progress(f"round {number + 1} of {rounds_wanted}: {ROWS[name][0]}")
                 rounds[name].append(meter.round(path, paths["plain"].lab))
     return rounds, absent
-
-
-def prepare(names: Sequence[str], stack: ExitStack) -> tuple[dict[str, Forwarding], dict[str, str]]:
-    """Each row's lab, ready; a row whose software cannot be had is left out, and why."""
-    paths: dict[str, Forwarding] = {}
-    absent: dict[str, str] = {}
-    for name in names:
-        progress(f"starting: {ROWS[name][0]}")
-        try:
-            paths[name] = stack.enter_context(ROWS[name][1]())
-        except Unavailable as error:
-            absent[name] = str(error)
-    return paths, absent
 
 
 def progress(text: str) -> None:

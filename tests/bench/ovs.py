@@ -10,7 +10,7 @@ with the lab.  PROGRAMS is where the Makefile unpacks the package without instal
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.lab.lab import MACS, Lab, LabError, poll
@@ -49,9 +49,10 @@ def schema() -> str:
     raise Unavailable(f"{SCHEMA} is not installed (Debian: openvswitch-switch)")
 
 
-def flows(pool: str) -> list[str]:
-    """OpenFlow: 0 tracks, 1 filters and translates, 2 routes."""
+def flows(pool: str, refused: Sequence[str]) -> list[str]:
+    """OpenFlow: 0 tracks, 1 filters and translates, 2 routes. What matches `refused` begins no connection."""
     return [
+        *(f"table=1,priority=15,{match},ct_state=+trk+new,actions=drop" for match in refused),
         "table=0,priority=10,ip,actions=ct(table=1,zone=1,nat)",
         "table=0,priority=0,actions=drop",
         "table=1,priority=20,ct_state=+trk+est-inv,ip,actions=goto_table:2",
@@ -80,14 +81,14 @@ class OpenVSwitch:
         self._directory = lab.directory / "ovs"
         self._database = f"unix:{self._directory}/db.sock"
 
-    def start(self, pool: str, udp_timeout: int) -> None:
+    def start(self, pool: str, udp_timeout: int, refused: Sequence[str] = ()) -> None:
         """Forward, with source translation to the pool. Raises Unavailable where that cannot be had."""
         names = ("ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl", "ovs-ofctl")
         programs = {name: program(name) for name in names}
         self._directory.mkdir()
         try:
             self._start(programs, udp_timeout)
-            self._forward(programs, pool)
+            self._forward(programs, flows(pool, refused))
         except LabError as error:
             raise Unavailable(f"Open vSwitch does not run here: {str(error).splitlines()[-1]}") from error
 
@@ -108,10 +109,10 @@ class OpenVSwitch:
         timeouts = [f"{timer}={udp_timeout}" for timer in ("udp_first", "udp_single", "udp_multiple")]
         self._configure(programs, "add-zone-tp", "netdev", "zone=1", *timeouts)
 
-    def _forward(self, programs: Mapping[str, str], pool: str) -> None:
+    def _forward(self, programs: Mapping[str, str], lines: Sequence[str]) -> None:
         self._lab.run("firewall", ["nft", ONLY_OVS], check=True)
         file = self._directory / "flows"
-        file.write_text("\n".join(flows(pool)) + "\n")
+        file.write_text("\n".join(lines) + "\n")
         bridge = f"unix:{self._directory}/br0.mgmt"
         self._run([programs["ovs-ofctl"], "-O", "OpenFlow14", "add-flows", bridge, str(file)])
 

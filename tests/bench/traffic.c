@@ -46,7 +46,7 @@
 #define SOURCES		128		/* addresses, from SOURCE on */
 #define DESTINATIONS	16		/* addresses, from DESTINATION on */
 #define FIRST_PORT	1024
-#define PORTS		64000
+#define PORTS		63999		/* no common divisor with DESTINATIONS: 131 million flows until one comes again */
 
 struct settings {
 	const char *client;	/* names of the network namespaces */
