@@ -4,6 +4,9 @@ Both devices of the firewall namespace are ports of a bridge with datapath_type=
 kernel must not forward too, so that an ingress hook, which comes after packet sockets, drops everything.  Its flows are
 a router's: track, admit what the inside begins, then exchange the MAC addresses and count down the TTL.
 
+Its ports are packet sockets that pass super-packets, served by one thread that sleeps while nothing comes, as the other
+rows' programs do.  A poll-mode thread (AF_XDP, DPDK) would take a core for itself, from the other rows too.
+
 Nothing is a service of the system: database, sockets and pid files lie in the lab's directory, and both processes end
 with the lab.  PROGRAMS is where the Makefile unpacks the package without installing it.
 """
