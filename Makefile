@@ -11,6 +11,9 @@ BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables
 FUZZ_PACKAGES  := clang libclang-rt-14-dev
 TEST_PACKAGES  := conntrack coturn curl ethtool iperf3 iputils-ping iputils-tracepath lftp netcat-openbsd sip-tester stun-client \
 	tcpdump tftp-hpa tftpd-hpa traceroute vsftpd
+# What `make bench` compares with. Of openvswitch-switch the programs alone: installed it would be a running service.
+BENCH_PACKAGES := libdpdk-dev openvswitch-common pkg-config
+BENCH_UNPACKED := openvswitch-switch
 
 # Python's own packages only where this $(PYTHON) lacks its headers or ensurepip: it need not be Debian's.
 PYTHON_PROBE = import ensurepip, os, sysconfig; \
@@ -87,7 +90,8 @@ lint: build ## ruff, mypy strict, and every C file through each compiler that is
 		done; \
 	done
 
-bench: build $(VENV)/.test-packages ## measure against plain forwarding, nftables and a Python callback
+bench: build $(VENV)/.test-packages ## measure beside plain forwarding, nftables, Open vSwitch and a Python callback; ARGS=--help
+	-@$(MAKE) --no-print-directory $(VENV)/.bench-packages build/ovs
 	@$(PY) -m tests.bench $(ARGS)
 
 clean: ## remove everything that the other targets made
@@ -113,6 +117,16 @@ $(VENV)/.build-packages: Makefile
 
 $(VENV)/.test-packages: Makefile
 	$(call debian_packages,$(TEST_PACKAGES),echo "Going on without them.")
+
+# The bench goes on without what cannot be had, and says so: hence `-` where these are asked for.
+$(VENV)/.bench-packages: Makefile pyproject.toml
+	$(PY) -m pip install --quiet --disable-pip-version-check --group bench || echo "Going on without a plot."
+	$(call debian_packages,$(BENCH_PACKAGES),echo "Going on without them.")
+
+build/ovs: | $(VENV)/.bench-packages
+	@mkdir -p build/packages
+	cd build/packages && apt-get -q -o APT::Sandbox::User=root download $(BENCH_UNPACKED)
+	@mkdir -p $@.part && for package in build/packages/$(BENCH_UNPACKED)_*.deb; do dpkg -x $$package $@.part; done && mv $@.part $@
 
 $(VENV)/.fuzz-packages: Makefile
 	$(call debian_packages,$(FUZZ_PACKAGES),exit 1)

@@ -1,1 +1,1 @@
-"""The performance table of `make bench`: every way of forwarding side by side, in one run, on one machine."""
+"""The tables of `make bench`: ways of forwarding side by side, growth, and a flood, in one run on one machine."""

@@ -1,6 +1,8 @@
-"""`python -m tests.bench`: one table, every row measured in every round, in network namespaces.
+"""`python -m tests.bench`: its tables, one after the other, in network namespaces.
 
-A cell is the median of the rounds and its ratio to the first row's; below it stand the smallest and the largest figure.
+First the ways of forwarding side by side, every row measured in every round; then how figures grow (scale.py), and what
+a flood leaves (flood.py).
+
 How each column is measured: tcp is one iperf3 stream; the others come from traffic.c, whose head says how.
 `added` is half of a UDP round trip less the same over a direct wire, measured right after it, so it includes the
 time that a sleeping process takes to wake up.  New sessions are counted as first packets that arrive, connections when
@@ -10,73 +12,87 @@ they are opened, have carried one byte and are closed by both ends.
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from tests.bench.measure import FULL, QUICK, Effort, Meter, Round
-from tests.bench.rows import ROWS
+from tests.bench import flood, scale
+from tests.bench.measure import FULL, QUICK, Meter, Round
+from tests.bench.plot import draw
+from tests.bench.report import machine, show, summary
+from tests.bench.rows import ROWS, prepare
 from tests.lab.lab import LabError
-
-Figure = Callable[[float], str]
-NONE = "—"
-LOSS_WORTH_TELLING = 0.001
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A heading in two lines, and how a figure is printed."""
-
-    title: str
-    unit: str
-    figure: Figure
-
-
-COLUMNS = {
-    "tcp": Column("TCP one stream", "Gbit/s", "{:.2f}".format),
-    "pps": Column("64-byte UDP", "packets/s", "{:,.0f}".format),
-    "added": Column("added per packet", "ns", "{:,.0f}".format),
-    "sessions": Column("new sessions", "1/s", "{:,.0f}".format),
-    "connections": Column("TCP connections", "1/s", "{:,.0f}".format),
-    "p50": Column("first pkt p50", "µs", "{:.1f}".format),
-    "p99": Column("first pkt p99", "µs", "{:.1f}".format),
-    "memory": Column("a session", "bytes", "{:.0f}".format),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write the JSON when it is asked for; 0 when every row was measured."""
+    """Measure, print, and write the JSON and the plot when they are asked for; 0 when everything was measured."""
     options = parser().parse_args(arguments)
     if os.geteuid():
         print("bench: network namespaces need root", file=sys.stderr)
         return 1
+    if options.plot and not find_spec("matplotlib"):
+        print("bench: --plot needs matplotlib: pip install --group bench", file=sys.stderr)
+        return 1
     effort = QUICK if options.quick else FULL
     if options.rounds:
         effort = replace(effort, rounds=options.rounds)
+    report: dict[str, Any] = {}
     try:
-        report = summary(measure(options.rows, effort), effort)
-    except LabError as error:
+        with tempfile.TemporaryDirectory() as directory:
+            meter = Meter(Path(directory), effort)
+            for table in tables(options, meter, Path(directory)):
+                report |= table
+                progress("")
+                write(report, options)
+    except (LabError, ImportError, OSError, ValueError) as error:
         print("\n".join(["", f"bench: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 1
-    show(report)
+    return 0
+
+
+def tables(options: argparse.Namespace, meter: Meter, directory: Path) -> Iterator[dict[str, Any]]:
+    """Each table that is asked for, printed as soon as it is there. Raises LabError."""
+    if not options.scale:
+        report = summary(*measure(meter, options.rows or list(ROWS)))
+        progress("")
+        show(report)
+        yield report
+    if options.rows is None:
+        grown = scale.measure(meter, scale.QUICK if options.quick else scale.FULL, directory, progress)
+        progress("")
+        scale.show(grown)
+        yield {"machine": machine(), "scale": grown}
+        flooded = flood.measure(meter, flood.QUICK if options.quick else flood.FULL, progress)
+        progress("")
+        flood.show(flooded)
+        yield {"flood": flooded}
+
+
+def write(report: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """The files that are asked for. Raises ImportError, OSError, ValueError."""
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    if options.plot and "rows" in report:
+        draw(report, options.plot)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m tests.bench", description="The firewall beside its alternatives.")
-    made.add_argument("--rounds", type=positive, metavar="N", help=f"default {FULL.rounds}, quick {QUICK.rounds}")
-    made.add_argument("--quick", action="store_true", help="about a minute: fewer and shorter rounds")
+    made.add_argument(
+        "--rounds", type=positive, metavar="N", help=f"of the first table; default {FULL.rounds}, quick {QUICK.rounds}"
+    )
+    made.add_argument("--quick", action="store_true", help="a few minutes: fewer and shorter rounds, smaller tables")
     made.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file too")
-    made.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
+    made.add_argument("--plot", type=Path, metavar="FILE", help="draw the table: .svg, .png, .pdf")
+    made.add_argument("--scale", action="store_true", help="only how figures grow with sessions and rules, and a flood")
+    listed = f"only the first table, with these rows: {', '.join(ROWS)}; all without a name"
+    made.add_argument("--rows", nargs="*", choices=list(ROWS), metavar="ROW", help=listed)
     return made
 
 
@@ -88,88 +104,27 @@ def positive(text: str) -> int:
     return number
 
 
-def measure(names: Sequence[str], effort: Effort) -> dict[str, list[Round]]:
-    """Round-robin over the rows, so that what else the machine does meets all of them. Raises LabError."""
-    rounds: dict[str, list[Round]] = {name: [] for name in ROWS if name in names or name == "plain"}
+def measure(meter: Meter, names: Sequence[str]) -> tuple[dict[str, list[Round]], dict[str, str]]:
+    """The rounds of every row, and why a row is absent. Raises LabError.
+
+    Round-robin over the rows, so that what else the machine does meets all of them.
+    """
+    rounds_wanted = meter.effort.rounds
     with ExitStack() as stack:
-        meter = Meter(Path(stack.enter_context(tempfile.TemporaryDirectory())), effort)
-        paths = {name: stack.enter_context(ROWS[name][1]()) for name in rounds}
-        for number in range(effort.rounds):
+        wanted = {name: row for name, row in ROWS.items() if name in names or name == "plain"}
+        paths, absent = prepare(wanted, stack, progress)
+        rounds: dict[str, list[Round]] = {name: [] for name in paths}
+        for number in range(rounds_wanted):
             for name, path in paths.items():
-                progress(f"round {number + 1} of {effort.rounds}: {ROWS[name][0]}")
+                progress(f"round {number + 1} of {rounds_wanted}: {ROWS[name][0]}")
                 rounds[name].append(meter.round(path, paths["plain"].lab))
-    progress("")
-    return rounds
+    return rounds, absent
 
 
 def progress(text: str) -> None:
     """One line that overwrites itself, on a terminal only."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def summary(rounds: Mapping[str, Sequence[Round]], effort: Effort) -> dict[str, Any]:
-    """What the table shows and --json writes: per row and column the median, smallest, largest, ratio and samples."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, measured in rounds.items():
-        cells = {key: cell([round_.figures[key] for round_ in measured]) for key in COLUMNS}
-        for key, made in cells.items():
-            base = rows.get("plain", {"cells": cells})["cells"][key]
-            if made and base and base["median"]:
-                made["ratio"] = made["median"] / base["median"]
-        lost = {key: max(round_.lost[key] for round_ in measured) for key in measured[0].lost}
-        rows[name] = {"title": ROWS[name][0], "cells": cells, "lost": lost}
-    return {"machine": machine(), "rounds": effort.rounds, "rows": rows}
-
-
-def cell(samples: Sequence[float | None]) -> dict[str, Any] | None:
-    """Median and spread of a column's samples, None for a row that has none."""
-    known = [sample for sample in samples if sample is not None]
-    if not known:
-        return None
-    return {"median": median(known), "min": min(known), "max": max(known), "ratio": None, "samples": known}
-
-
-def machine() -> dict[str, Any]:
-    """Where the figures were taken."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {"cpu": model, "cores": os.cpu_count(), "kernel": platform.release(), "load": os.getloadavg()[0]}
-
-
-def show(report: Mapping[str, Any]) -> None:
-    """The table, two lines a row."""
-    host = report["machine"]
-    print(f"{host['cpu']}, {host['cores']} cores, kernel {host['kernel']}; load {host['load']:.1f} at the end")
-    print(f"median of {report['rounds']} interleaved rounds, (ratio to plain forwarding), smallest–largest below\n")
-    print(line("", [column.title for column in COLUMNS.values()]))
-    print(line("", [column.unit for column in COLUMNS.values()]))
-    for row in report["rows"].values():
-        cells = row["cells"].items()
-        print(line(row["title"], [middle(COLUMNS[key].figure, made) for key, made in cells]))
-        print(line("", [spread(COLUMNS[key].figure, made) for key, made in cells]))
-    for row in report["rows"].values():
-        for key, share in row["lost"].items():
-            if share > LOSS_WORTH_TELLING:
-                print(f"{row['title']}: {COLUMNS[key].title}: {share:.1%} of the packets were lost in the worst round")
-
-
-def line(title: str, cells: Sequence[str]) -> str:
-    """One line of the table."""
-    return f"{title:<31}" + "".join(f"{text:>18}" for text in cells)
-
-
-def middle(figure: Figure, made: Mapping[str, Any] | None) -> str:
-    """The upper line of a cell."""
-    if not made:
-        return NONE
-    ratio = "" if made["ratio"] is None else f" ({made['ratio']:.2f})"
-    return figure(made["median"]) + ratio
-
-
-def spread(figure: Figure, made: Mapping[str, Any] | None) -> str:
-    """The lower line of a cell."""
-    return f"{figure(made['min'])}–{figure(made['max'])}" if made and made["min"] != made["max"] else ""
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ FIRST_PACKETS = 1_000
 ROUND_TRIPS = 5_000
 DELAY_MS = 2_000  # at most for one series of delays
 ONE_FLOW = -1
+PORT = 5001  # of the server, as in traffic.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Meter:
 
     def __init__(self, directory: File, effort: Effort) -> None:
         self._program = directory / "traffic"
-        self._effort = effort
+        self.effort = effort
         done = subprocess.run([*COMPILE, "-o", self._program, SOURCE], capture_output=True, text=True)
         if done.returncode:
             raise LabError(f"traffic.c does not compile: {done.stderr}")
@@ -56,12 +57,12 @@ class Meter:
     def round(self, path: Path, wired: Lab) -> Round:
         """Measure everything once; `wired` is the lab that has the direct wire to compare with."""
         lost: dict[str, float] = {}
-        p50, p99 = self._first_packets(path, lost)
+        p50, p99 = self.first_packets(path, lost)
         figures = {
-            "tcp": self._tcp(path.lab),
+            "tcp": self.tcp(path.lab),
             "pps": self._packet_rate(path.lab, lost),
             "added": self._round_trip(path.lab, CLIENT, SERVER) - self._round_trip(wired, WIRE_CLIENT, WIRE_SERVER),
-            "sessions": self._session_rate(path, lost),
+            "sessions": self.session_rate(path, lost),
             "connections": self._connection_rate(path, lost),
             "p50": p50,
             "p99": p99,
@@ -69,9 +70,9 @@ class Meter:
         }
         return Round(figures, lost)
 
-    def _tcp(self, lab: Lab) -> float:
+    def tcp(self, lab: Lab) -> float:
         """Gbit/s of one stream as its receiver counts them."""
-        seconds = self._effort.tcp_seconds
+        seconds = self.effort.tcp_seconds
         command = ["iperf3", "-J", "-c", SERVER, "-t", str(seconds)]
         done = lab.run("client", command, timeout=seconds + 20, check=True)
         received: float = json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]
@@ -79,50 +80,65 @@ class Meter:
 
     def _packet_rate(self, lab: Lab, lost: dict[str, float]) -> float:
         """Packets a second of one UDP flow, 64 bytes each."""
-        result = self._traffic(lab, "rate", CLIENT, SERVER, 1 << 40, self._effort.rate_ms, ONE_FLOW)
+        result = self.traffic(lab, "rate", CLIENT, SERVER, 1 << 40, self.effort.rate_ms, ONE_FLOW)
         lost["pps"] = result["lost"] / (result["packets"] + result["lost"])
         return float(result["packets"] / result["seconds"])
 
-    def _session_rate(self, path: Path, lost: dict[str, float]) -> float:
+    def session_rate(self, path: Path, lost: dict[str, float]) -> float:
         """First packets, each of a new UDP flow, that arrive in a second."""
-        result = self._new_flows(path, "rate", NEW_FLOWS, self._effort.rate_ms)
+        result = self.new_flows(path, "rate", NEW_FLOWS, self.effort.rate_ms)
         lost["sessions"] = result["lost"] / (result["packets"] + result["lost"])
         return float(result["packets"] / result["seconds"])
 
     def _connection_rate(self, path: Path, lost: dict[str, float]) -> float:
         """TCP connections a second that are opened, carry a byte and are closed by both ends."""
-        result = self._traffic(path.lab, "connect", CLIENT, DESTINATIONS, CONNECTIONS, self._effort.rate_ms, ONE_FLOW)
+        result = self.traffic(path.lab, "connect", CLIENT, DESTINATIONS, CONNECTIONS, self.effort.rate_ms, ONE_FLOW)
         lost["connections"] = result["lost"] / (result["packets"] + result["lost"])
         return float(result["packets"] / result["seconds"])
 
-    def _first_packets(self, path: Path, lost: dict[str, float]) -> tuple[float, float]:
+    def first_packets(self, path: Path, lost: dict[str, float]) -> tuple[float, float]:
         """Median and 99th percentile, in µs, of one new flow's first packet at a time."""
-        result = self._new_flows(path, "delay", FIRST_PACKETS, DELAY_MS)
+        result = self.new_flows(path, "delay", FIRST_PACKETS, DELAY_MS)
         lost["p50"] = result["lost"] / (len(result["delays"]) + result["lost"])
-        percentiles = quantiles(_delays(result), n=100)
+        percentiles = quantiles(delays_of(result), n=100)
         return percentiles[49] / 1000, percentiles[98] / 1000
 
     def _round_trip(self, lab: Lab, source: str, destination: str) -> float:
         """Median of half a round trip, in ns."""
-        return median(_delays(self._traffic(lab, "delay", source, destination, ROUND_TRIPS, DELAY_MS, ONE_FLOW)))
+        return median(delays_of(self.traffic(lab, "delay", source, destination, ROUND_TRIPS, DELAY_MS, ONE_FLOW)))
 
-    def _new_flows(self, path: Path, mode: str, count: int, milliseconds: int) -> Mapping[str, Any]:
+    def new_flows(self, path: Path, mode: str, count: int, milliseconds: int) -> Mapping[str, Any]:
+        """Flows that this path has never seen."""
         first, path.flows = path.flows, path.flows + count
-        return self._traffic(path.lab, mode, SOURCES, DESTINATIONS, count, milliseconds, first)
+        return self.traffic(path.lab, mode, SOURCES, DESTINATIONS, count, milliseconds, first)
 
-    def _traffic(
-        self, lab: Lab, mode: str, source: str, destination: str, count: int, milliseconds: int, flow: int
+    def traffic(
+        self,
+        lab: Lab,
+        mode: str,
+        source: str,
+        destination: str,
+        count: int,
+        milliseconds: int,
+        flow: int,
+        port: int = PORT,
     ) -> Mapping[str, Any]:
-        ends = (lab.names["client"], lab.names["server"], source, destination)
-        command = [str(self._program), mode, *ends, str(count), str(milliseconds), str(flow)]
+        """One run of traffic.c to its end. Raises LabError."""
+        command = self.traffic_command(lab, mode, source, destination, count, milliseconds, flow, port)
         done = subprocess.run(command, capture_output=True, text=True, timeout=milliseconds / 1000 + 10)
         if done.returncode:
             raise LabError(f"traffic {mode}: {done.stderr.strip()}")
         result: Mapping[str, Any] = json.loads(done.stdout)
         return result
 
+    def traffic_command(self, lab: Lab, mode: str, source: str, destination: str, *numbers: int) -> list[str]:
+        """The same as a command line."""
+        ends = (lab.names["client"], lab.names["server"], source, destination)
+        return [str(self._program), mode, *ends, *map(str, numbers)]
 
-def _delays(result: Mapping[str, Any]) -> list[float]:
+
+def delays_of(result: Mapping[str, Any]) -> list[float]:
+    """The delays that were measured, in ns. Raises LabError if too few packets arrived."""
     if len(result["delays"]) < 2:
         raise LabError(f"{result['lost']} packets sent, none arrived")
     return [float(delay) for delay in result["delays"]]

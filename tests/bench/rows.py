@@ -1,12 +1,13 @@
 """The ways of forwarding that are compared: each is a lab of its own that stays up while the others are measured."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from tests.bench import callback
+from tests.bench.ovs import OpenVSwitch, Unavailable
 from tests.lab.lab import Lab, LabError, poll
 
 SOURCES = "10.1.0.16"  # first of 128 client addresses that new flows come from; no kernel owns them
@@ -57,6 +58,14 @@ def nftables() -> Iterator[Path]:
 
 
 @contextmanager
+def open_vswitch() -> Iterator[Path]:
+    """Open vSwitch's userspace datapath, which forwards instead of the kernel. Raises Unavailable."""
+    with served_lab() as lab:
+        OpenVSwitch(lab).start(POOL, UDP_TIMEOUT)
+        yield Path(lab)
+
+
+@contextmanager
 def python_callback() -> Iterator[Path]:
     """Every packet crosses a queue into Python."""
     with served_lab() as lab:
@@ -97,7 +106,12 @@ def configuration(source_nat: bool, dispatch_cache: bool = True, offload: bool =
 
 def deny(number: int) -> dict[str, Any]:
     """A rule that no packet of the bench matches."""
-    return {**ALLOW, "name": f"other-{number}", "source": [f"172.16.{number}.0/24"], "action": "deny"}
+    return {
+        **ALLOW,
+        "name": f"other-{number}",
+        "source": [f"172.{16 + number // 256}.{number % 256}.0/24"],
+        "action": "deny",
+    }
 
 
 ALLOW: dict[str, Any] = {
@@ -122,16 +136,31 @@ SOURCE_NAT: dict[str, Any] = {
     "source-translation": {"type": "dynamic-ip-and-port", "addresses": [POOL]},
 }
 
+Rows = Mapping[str, tuple[str, Callable[[], AbstractContextManager[Path]]]]
 # Row -> title and how to make it, in the order of the table; ratios are to the first.
-ROWS: dict[str, tuple[str, Callable[[], AbstractContextManager[Path]]]] = {
+ROWS: Rows = {
     "plain": ("plain kernel forwarding", plain),
     "nftables": ("nftables stateful, masquerade", nftables),
+    "ovs": ("Open vSwitch userspace, NAT", open_vswitch),
     "python": ("netfilterqueue, Python callback", python_callback),
     "ours": ("this firewall", lambda: ours(source_nat=False)),
     "ours-snat": ("this firewall, source NAT", lambda: ours(source_nat=True)),
     "ours-python": ("the same, Python decides all", lambda: ours(source_nat=True, dispatch_cache=False)),
     "offload-snat": ("this firewall, NAT, offloaded", lambda: ours(source_nat=True, offload=True)),
 }
+
+
+def prepare(rows: Rows, stack: ExitStack, progress: Callable[[str], None]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Each row's lab, ready; a row whose software cannot be had is left out, and why."""
+    paths: dict[str, Path] = {}
+    absent: dict[str, str] = {}
+    for name, (title, make) in rows.items():
+        progress(f"starting: {title}")
+        try:
+            paths[name] = stack.enter_context(make())
+        except Unavailable as error:
+            absent[name] = str(error)
+    return paths, absent
 
 
 @contextmanager

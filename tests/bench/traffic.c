@@ -3,8 +3,10 @@
  *   traffic rate  SETTINGS...	as many packets a second as arrive without loss		{"packets" "lost" "seconds"}
  *   traffic delay SETTINGS...	one packet at a time, received by spinning		{"lost" "delays": [ns...]}
  *   traffic connect SETTINGS...	TCP connections: open, one byte, both ends close	{"packets" "lost" "seconds"}
+ *   traffic ping SETTINGS...	one packet at a time, received by sleeping, PING_EVERY	{"lost" "delays": [ns...]}
+ *   traffic flood SETTINGS...	COUNT packets a second, whatever becomes of them	{"packets" "seconds"}
  *
- * SETTINGS: CLIENT_NETNS SERVER_NETNS SOURCE DESTINATION COUNT MILLISECONDS FLOW
+ * SETTINGS: CLIENT_NETNS SERVER_NETNS SOURCE DESTINATION COUNT MILLISECONDS FLOW [PORT]
  * FLOW -1:  one flow, between two ordinary sockets; a delay is half of a round trip.
  * FLOW n:   a new flow for every packet, numbered from n on; a delay is one way.  Source address, source port and
  *           destination address depend on the number (write_flow()), so that no NAT runs out of ports.
@@ -33,17 +35,18 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PORT		5001
+#define PORT		5001		/* unless another one is given */
 #define PAYLOAD		18		/* bytes: 64 - Ethernet 14 + 4 - IP 20 - UDP 8 */
 #define WINDOW		256		/* packets on the way at most: a quarter of a netfilter queue's default */
 #define BATCH		32		/* packets per system call */
 #define CONNECTIONS	64		/* under way at once */
 #define LOST_AFTER	100000000L	/* ns */
+#define PING_EVERY	1000000L	/* ns at least from one packet to the next */
 #define BUFFER		(8 << 20)	/* bytes of socket memory */
 #define SOURCES		128		/* addresses, from SOURCE on */
 #define DESTINATIONS	16		/* addresses, from DESTINATION on */
 #define FIRST_PORT	1024
-#define PORTS		64000
+#define PORTS		63999		/* no common divisor with DESTINATIONS: 131 million flows until one comes again */
 
 struct settings {
 	const char *client;	/* names of the network namespaces */
@@ -53,6 +56,7 @@ struct settings {
 	long count;		/* packets at most */
 	long milliseconds;	/* time at most */
 	long flow;		/* -1: one flow */
+	uint16_t port;		/* of the server */
 };
 
 struct packet {
@@ -72,6 +76,7 @@ struct run {
 	struct settings settings;
 	int client, server;		/* sockets */
 	_Atomic long arrived;
+	_Atomic long last;		/* when the last of them did */
 	_Atomic bool over;
 };
 
@@ -128,9 +133,9 @@ static int open_socket(const char *netns, int type, int protocol, uint32_t addre
 static void open_ends(struct run *r)
 {
 	const struct settings *s = &r->settings;
-	struct sockaddr_in peer = endpoint(s->destination, PORT);
+	struct sockaddr_in peer = endpoint(s->destination, s->port);
 
-	r->server = open_socket(s->server, SOCK_DGRAM, 0, INADDR_ANY, PORT);
+	r->server = open_socket(s->server, SOCK_DGRAM, 0, INADDR_ANY, s->port);
 	if (s->flow >= 0) {
 		r->client = open_socket(s->client, SOCK_RAW, IPPROTO_RAW, INADDR_ANY, 0);
 		return;
@@ -167,7 +172,7 @@ static void write_flow(const struct settings *s, struct packet *p, struct sockad
 	p->ip = (struct iphdr){ .version = 4, .ihl = 5, .ttl = 64, .protocol = IPPROTO_UDP, .tot_len = htons(sizeof(*p)) };
 	p->ip.saddr = htonl(s->source + (uint32_t)(number % SOURCES));
 	p->ip.daddr = htonl(destination);
-	p->udp = (struct udphdr){ .dest = htons(PORT), .len = htons(sizeof(p->udp) + PAYLOAD) };
+	p->udp = (struct udphdr){ .dest = htons(s->port), .len = htons(sizeof(p->udp) + PAYLOAD) };
 	p->udp.source = htons((uint16_t)(FIRST_PORT + number / SOURCES % PORTS));
 	memcpy(p->payload, &number, sizeof(number));
 	p->udp.check = udp_checksum(p);
@@ -221,8 +226,10 @@ static void *receive(void *argument)
 	setsockopt(r->server, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	while (!atomic_load(&r->over)) {
 		count = recvmmsg(r->server, messages, BATCH, MSG_WAITFORONE, NULL);
-		if (count > 0)
-			atomic_fetch_add(&r->arrived, count);
+		if (count <= 0)
+			continue;
+		atomic_store(&r->last, now());
+		atomic_fetch_add(&r->arrived, count);
 	}
 	return NULL;
 }
@@ -263,53 +270,66 @@ static void measure_rate(struct run *r)
 		sent += send_batch(r, &b, sent, r->settings.count - sent);
 		lost += wait_for_room(r, sent - lost);
 	}
-	while (sent - lost > atomic_load(&r->arrived) && now() < end + LOST_AFTER)
+	for (end = now(); sent - lost > atomic_load(&r->arrived) && now() < end + LOST_AFTER;)
 		pause_briefly();
-	end = now();
 	atomic_store(&r->over, true);
 	pthread_join(receiver, NULL);
 	printf("{\"packets\": %ld, \"lost\": %ld, ", r->arrived, sent - r->arrived);
-	printf("\"seconds\": %.6f}\n", (double)(end - start) / 1e9);
+	printf("\"seconds\": %.6f}\n", (double)(r->last - start) / 1e9);
 }
 
-/* Spin until a packet is there; false when none comes. */
-static bool arrives(int fd, struct sockaddr_in *from, long deadline)
+/* Spin, or sleep if the socket's time-out lets it, until a packet is there; false when none comes. */
+static bool arrives(int fd, struct sockaddr_in *from, long deadline, int flags)
 {
 	socklen_t length = sizeof(*from);
 	uint8_t bytes[PAYLOAD];
 
-	while (recvfrom(fd, bytes, sizeof(bytes), MSG_DONTWAIT, (struct sockaddr *)from, &length) < 0)
+	while (recvfrom(fd, bytes, sizeof(bytes), flags, (struct sockaddr *)from, &length) < 0)
 		if (now() > deadline)
 			return false;
 	return true;
 }
 
 /* Nanoseconds to the other end, -1 when the packet or its answer is lost. */
-static long one_delay(const struct run *r, struct batch *b, long number)
+static long one_delay(const struct run *r, struct batch *b, long number, int flags)
 {
 	uint8_t answer[PAYLOAD] = { 0 };
 	struct sockaddr_in from;
 	long start = now();
 
-	if (!send_batch(r, b, number, 1) || !arrives(r->server, &from, start + LOST_AFTER))
+	if (!send_batch(r, b, number, 1) || !arrives(r->server, &from, start + LOST_AFTER, flags))
 		return -1;
 	if (r->settings.flow >= 0)
 		return now() - start;
 	if (sendto(r->server, answer, PAYLOAD, 0, (struct sockaddr *)&from, sizeof(from)) != PAYLOAD)
 		return -1;
-	return arrives(r->client, &from, start + LOST_AFTER) ? (now() - start) / 2 : -1;
+	return arrives(r->client, &from, start + LOST_AFTER, flags) ? (now() - start) / 2 : -1;
 }
 
-static void measure_delay(const struct run *r)
+static void sleep_until(long when)
 {
+	struct timespec t = { .tv_sec = when / 1000000000L, .tv_nsec = when % 1000000000L };
+
+	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL);
+}
+
+static void measure_delay(const struct run *r, bool sleeping)
+{
+	struct timeval patience = { .tv_usec = LOST_AFTER / 1000 };
 	long end = now() + r->settings.milliseconds * 1000000L, lost = 0, delay;
 	const char *comma = "";
 	static struct batch b;
 
 	prepare_batch(&r->settings, &b);
+	setsockopt(r->client, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	setsockopt(r->server, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	printf("{\"delays\": [");
 	for (long i = 0; i < r->settings.count && now() < end; i++) {
-		delay = one_delay(r, &b, i);
+		long start = now();
+
+		delay = one_delay(r, &b, i, sleeping ? 0 : MSG_DONTWAIT);
+		if (sleeping)
+			sleep_until(start + PING_EVERY);
 		if (delay < 0) {
 			lost++;
 			continue;
@@ -318,6 +338,22 @@ static void measure_delay(const struct run *r)
 		comma = ", ";
 	}
 	printf("], \"lost\": %ld}\n", lost);
+}
+
+/* Bursts of BATCH at their due times; what could not be sent in time is left out, not caught up with. */
+static void measure_flood(const struct run *r)
+{
+	long gap = 1000000000L * BATCH / r->settings.count, start = now(), due = start;
+	long end = start + r->settings.milliseconds * 1000000L, sent = 0;
+	static struct batch b;
+
+	prepare_batch(&r->settings, &b);
+	while (now() < end) {
+		sent += send_batch(r, &b, sent, BATCH);
+		due = due + gap > now() ? due + gap : now();
+		sleep_until(due);
+	}
+	printf("{\"packets\": %ld, \"seconds\": %.6f}\n", sent, (double)(now() - start) / 1e9);
 }
 
 /* Accept, read the byte that has come with it, close: whoever closes first keeps the port for a while. */
@@ -344,7 +380,7 @@ static void open_listener(struct run *r)
 {
 	int seconds = 1;
 
-	r->server = open_socket(r->settings.server, SOCK_STREAM, 0, INADDR_ANY, PORT);
+	r->server = open_socket(r->settings.server, SOCK_STREAM, 0, INADDR_ANY, r->settings.port);
 	setsockopt(r->server, IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof(seconds));
 	if (listen(r->server, 4 * CONNECTIONS))
 		die("listen");
@@ -353,7 +389,7 @@ static void open_listener(struct run *r)
 
 static void begin_connection(const struct run *r, int poller, long number)
 {
-	struct sockaddr_in to = endpoint(r->settings.destination + (uint32_t)(number % DESTINATIONS), PORT);
+	struct sockaddr_in to = endpoint(r->settings.destination + (uint32_t)(number % DESTINATIONS), r->settings.port);
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
 	struct epoll_event event = { .events = EPOLLOUT, .data.fd = fd };
 
@@ -413,24 +449,29 @@ static uint32_t address(const char *text)
 
 int main(int argc, char **argv)
 {
+	const char *mode = argc > 1 ? argv[1] : "";
 	struct run r = { 0 };
 
-	if (argc != 9 || (strcmp(argv[1], "rate") && strcmp(argv[1], "delay") && strcmp(argv[1], "connect"))) {
-		fputs("usage: traffic rate|delay|connect CLIENT_NETNS SERVER_NETNS SOURCE DESTINATION COUNT MILLISECONDS FLOW\n", stderr);
+	if (argc != 9 && argc != 10) {
+		fputs("usage: traffic rate|delay|connect|ping|flood CLIENT_NETNS SERVER_NETNS SOURCE DESTINATION COUNT MILLISECONDS FLOW [PORT]\n",
+		      stderr);
 		return 2;
 	}
 	r.settings = (struct settings){
 		.client = argv[2], .server = argv[3], .source = address(argv[4]), .destination = address(argv[5]),
 		.count = atol(argv[6]), .milliseconds = atol(argv[7]), .flow = atol(argv[8]),
+		.port = argc == 10 ? (uint16_t)atoi(argv[9]) : PORT,
 	};
-	if (strcmp(argv[1], "connect") == 0) {
+	if (strcmp(mode, "connect") == 0) {
 		measure_connections(&r);
 		return 0;
 	}
 	open_ends(&r);
-	if (strcmp(argv[1], "rate") == 0)
+	if (strcmp(mode, "rate") == 0)
 		measure_rate(&r);
+	else if (strcmp(mode, "flood") == 0)
+		measure_flood(&r);
 	else
-		measure_delay(&r);
+		measure_delay(&r, strcmp(mode, "ping") == 0);
 	return 0;
 }
