@@ -60,7 +60,7 @@ static struct session *find(const struct packet *pkt, const struct burst *b, int
 
 	if (s || (pkt->call && may_be_announced(pkt, b)))
 		return s;
-	return table_find(b->table, &pkt->key, pkt->hash, dir);
+	return table_find(b->table, &pkt->key, pkt->hash, pkt->hint, dir);
 }
 
 /* The session whose packet an error quotes, locked, and the direction in which the error travels.  The quoted packet left

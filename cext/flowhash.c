@@ -123,7 +123,7 @@ void flow_prefetch(const struct table *t, uint64_t hash)
 }
 
 /* Without a lock: what it reads may be wrong, and only time is lost by that. */
-void session_prefetch(const struct table *t, uint64_t hash)
+uint32_t flow_hint(const struct table *t, uint64_t hash)
 {
 	const struct bucket *b = bucket_of(t, hash);
 
@@ -134,24 +134,30 @@ void session_prefetch(const struct table *t, uint64_t hash)
 			continue;
 		for (size_t at = 0; at < sizeof(struct session); at += sizeof(struct bucket))
 			__builtin_prefetch((const char *)session_at(t, ref >> 1) + at, 1);
+		return ref;
 	}
+	return 0;
 }
 
 /* The live session one of whose flows has this key, locked, and which flow it is; NULL if there is none. */
 struct session *table_lookup(struct table *t, const struct flow_key *key, int *dir)
 {
-	return table_find(t, key, flow_hash(t, key), dir);
+	return table_find(t, key, flow_hash(t, key), 0, dir);
 }
 
-struct session *table_find(struct table *t, const struct flow_key *key, uint64_t hash, int *dir)
+struct session *table_find(struct table *t, const struct flow_key *key, uint64_t hash, uint32_t hint, int *dir)
 {
 	struct bucket *b = bucket_of(t, hash);
+	struct session *s = hint ? entry_match(t, hint, key, false) : NULL;
 
+	if (s) {
+		*dir = hint & 1;
+		return s;
+	}
 	for (;;) {
 		uint32_t seq = __atomic_load_n(&b->seq, __ATOMIC_ACQUIRE);
-		struct session *s = chain_find(t, b, tag_of(hash), key, false, dir);
 
-		if (s)
+		if ((s = chain_find(t, b, tag_of(hash), key, false, dir)))
 			return s;
 		if (!(seq & 1) && __atomic_load_n(&b->seq, __ATOMIC_RELAXED) == seq)
 			return NULL;

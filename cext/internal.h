@@ -254,11 +254,11 @@ struct bucket *bucket_at(const struct table *t, uint32_t i);
 struct bucket *overflow_at(const struct table *t, uint32_t i);
 uint64_t table_hash16(const struct table *t, const uint8_t *bytes);
 struct session *table_lookup(struct table *t, const struct flow_key *key, int *dir);   /* locked, or NULL */
-struct session *table_find(struct table *t, const struct flow_key *key, uint64_t hash, int *dir); /* likewise */
 uint64_t flow_hash(const struct table *t, const struct flow_key *key);
-/* Ask for the cache lines of a look-up ahead: of the bucket, and then, when that is here, of the session in it. */
+/* The same in three steps, between which the cache may fetch the bucket, and then the session of the entry that fits. */
 void flow_prefetch(const struct table *t, uint64_t hash);
-void session_prefetch(const struct table *t, uint64_t hash);
+uint32_t flow_hint(const struct table *t, uint64_t hash);                              /* 0: there is none */
+struct session *table_find(struct table *t, const struct flow_key *key, uint64_t hash, uint32_t hint, int *dir);
 enum put_result flow_put(struct table *t, const struct flow_key *key, uint32_t ref);
 void flow_remove(struct table *t, const struct flow_key *key, uint32_t ref);
 

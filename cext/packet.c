@@ -374,5 +374,6 @@ enum verdict packet_parse(struct packet *pkt, const struct burst *b)
 	if ((pkt->kind == PACKET_ICMP_ERROR || pkt->checksum == CHECKSUM_UNVERIFIED) && !checksum_valid(pkt))
 		return drop(b, FLOW_PARSE_L4_CKSM);
 	pkt->hash = flow_hash(b->table, &pkt->key);
+	pkt->hint = 0;
 	return VERDICT_CONTINUE;
 }

@@ -294,6 +294,7 @@ struct packet {
 	uint8_t  kind;               /* enum packet_kind */
 	struct flow_key key;
 	uint64_t hash;               /* of the key */
+	uint32_t hint;               /* where the session may be: see flow_hint() */
 	uint32_t ip_len;             /* IP header and what it says belongs to it */
 	uint16_t l4;                 /* offset of the transport header */
 	uint16_t l4_checksum;        /* offset of its checksum; 0: it has none */

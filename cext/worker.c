@@ -89,7 +89,7 @@ static void decide(struct worker *w, int n, const struct burst *b)
 		v[i] = look(&packets[i], b);
 	for (int i = 0; i < n; i++)
 		if (v[i] == VERDICT_CONTINUE)
-			session_prefetch(b->table, packets[i].packet.hash);
+			packets[i].packet.hint = flow_hint(b->table, packets[i].packet.hash);
 	for (int i = 0; i < n; i++)
 		answer(w, &packets[i], v[i] == VERDICT_CONTINUE ? fastpath_decide(&packets[i].packet, b) : v[i]);
 }

@@ -27,6 +27,7 @@ from tests.bench.rows import ALLOW, DESTINATIONS, SOURCE_NAT, SOURCES, Path, con
 from tests.lab.firewall import Firewall
 from tests.lab.lab import CLIENT, SERVER, Lab, LabError, poll
 
+LOOKUPS = ("alone", "ours", "single", "bulk", "reached")  # the series of lookup.c
 EXPIRING = 100_000
 SHORT_PORT = 5002
 SHORT = 20  # seconds: the queries are answered meanwhile
@@ -80,7 +81,7 @@ def available_memory() -> int:
 def look_ups(lookup: Lookup, sessions: int, rounds: int) -> dict[str, Any]:
     """Medians in ns by the names of lookup.c, and every round."""
     result = lookup.measure(sessions, rounds)
-    rounds_by_name = {name: result[name] for name in ("ours", "single", "bulk", "reached") if name in result}
+    rounds_by_name = {name: result[name] for name in LOOKUPS if name in result}
     figures = {f"lookup_{name}": median(samples) for name, samples in rounds_by_name.items()}
     return {**figures, "lookup_rounds": rounds_by_name}
 
@@ -279,11 +280,12 @@ def show(report: Mapping[str, Any]) -> None:
         "resident MB",
         "start s",
         "fill 1/s",
-        "look-up ns",
+        "one by one ns",
+        "burst ns",
         "rte_hash ns",
         "bulk ns",
         "reached ns",
-        "ratio",
+        "burst : bulk",
     ]
     heads += ["count ms", "find one ms", "ager s", "of expired", "begun in s", "late s"]
     print(line("sessions", heads))
@@ -300,17 +302,14 @@ def show(report: Mapping[str, Any]) -> None:
 
 def session_cells(row: Mapping[str, Any]) -> list[str]:
     """The cells of one size."""
-    single = row.get("lookup_single")
+    ours, bulk = row.get("lookup_ours"), row.get("lookup_bulk")
     return [
         cell("{:.0f}", row["bytes"]),
         cell("{:,.0f}", row["resident"] / 1e6),
         cell("{:.2f}", row["start"]),
         cell("{:,.0f}", row["fill"]),
-        cell("{:.0f}", row["lookup_ours"]),
-        cell("{:.0f}", single),
-        cell("{:.0f}", row.get("lookup_bulk")),
-        cell("{:.0f}", row.get("lookup_reached")),
-        cell("{:.2f}", single and row["lookup_ours"] / single),
+        *(cell("{:.0f}", row.get(f"lookup_{name}")) for name in LOOKUPS),
+        cell("{:.2f}", ours and bulk and ours / bulk),
         cell("{:.0f}", row["count"] * MILLE),
         cell("{:.0f}", row["find"] * MILLE),
         cell("{:.2f}", row.get("ager")),
