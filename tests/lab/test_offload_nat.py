@@ -1,4 +1,4 @@
-"""Every other kind of translation by the kernel: who turns round, prefixes, shared and kept ports, an ALG's connections.
+"""The other kinds of translation by the kernel: who turns round, prefixes, shared and kept ports, an ALG's connections.
 
 client side                                         server side
   10.1.0.2                 calls 10.2.0.161            becomes 10.1.0.31, the caller the interface's address
@@ -37,8 +37,13 @@ def turned(name: str, public: str, inside: str, **more: Any) -> dict[str, Any]:
     """A client calls the public address of somebody on its own side."""
     family = "ipv6" if ":" in public else "ipv4"
     return {
-        "name": name, "nat-type": family, "from": ["trust"], "to": "untrust", "destination": [public],
-        "destination-translation": {"address": inside}, **more,
+        "name": name,
+        "nat-type": family,
+        "from": ["trust"],
+        "to": "untrust",
+        "destination": [public],
+        "destination-translation": {"address": inside},
+        **more,
     }
 
 
