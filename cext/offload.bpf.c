@@ -321,11 +321,12 @@ INLINE bool track(const struct view *v, struct offload_flow *sender, struct offl
 	return !v->is_tcp || (in_window(v, &sender->tcp, &receiver->tcp) && advance(v, sender, receiver));
 }
 
+/* Who sees the packet counted also sees when it came. */
 INLINE void count(const struct view *v, struct offload_flow *flow)
 {
+	*(volatile uint64_t *)&flow->last_seen = bpf_ktime_get_coarse_ns();
 	__sync_fetch_and_add(&flow->packets, 1);
 	__sync_fetch_and_add(&flow->bytes, v->ip_len);
-	*(volatile uint64_t *)&flow->last_seen = bpf_ktime_get_coarse_ns();
 }
 
 /* Whether only the pseudo header is summed, seen by what the helper has just done to the checksum: to a complete one, which
