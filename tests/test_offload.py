@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from scapy.packet import Packet
 
-from dataplane.ffi import PROGRAM, ffi, lib
+from dataplane.ffi import PROGRAMS, ffi, lib
 from tests.lab.capture import ones_complement
 from tests.talk import INSIDE, OUTSIDE, TCP, TIMERS, UDP, Connection, Echo, EchoReply, Firewall, recomputed
 
@@ -67,9 +67,9 @@ def descriptors() -> dict[int, str]:
 class Kernel:
     """The program of one table, its maps, and the packets that are put before it."""
 
-    def __init__(self, table: Any, sessions: int) -> None:
+    def __init__(self, table: Any, sessions: int, portable: bool) -> None:
         before = descriptors().keys()
-        self.program = lib.program_load(table, str(program()).encode(), sessions)
+        self.program = lib.program_load(table, str(program(portable)).encode(), sessions)
         assert self.program != ffi.NULL, os.strerror(ffi.errno)
         opened = {fd: text for fd, text in descriptors().items() if fd not in before}
         (self.run_fd,) = [fd for fd, text in opened.items() if "prog_type" in text]
@@ -120,11 +120,12 @@ class Kernel:
         return out.raw[:length]
 
 
-def program() -> Path:
-    """The program that is built with the plain extension: a sanitized build has the same."""
-    if not PROGRAM.exists():
+def program(portable: bool) -> Path:
+    """One of the two that were built with the extension."""
+    path = PROGRAMS[portable]
+    if not path.exists():
         pytest.skip("built without clang: there is no program")
-    return PROGRAM
+    return path
 
 
 def hop(number: int) -> Any:
@@ -137,9 +138,9 @@ HOPS = [hop(number) for number in range(4)]
 class Offloading(Firewall):
     """A firewall whose sessions the kernel may have."""
 
-    def __init__(self, max_sessions: int = CAPACITY, **timers: int) -> None:
-        super().__init__(max_sessions, **timers)
-        self.kernel = Kernel(self.table, CAPACITY)
+    def __init__(self, max_sessions: int = CAPACITY, portable: bool = False) -> None:
+        super().__init__(max_sessions)
+        self.kernel = Kernel(self.table, CAPACITY, portable)
         self._views = ffi.new("struct offload_view[]", 64)
 
     def offered(self) -> dict[int, int]:
@@ -497,10 +498,10 @@ ZONES = (INSIDE, OUTSIDE)
 class Twin:
     """A session of one kind, offloaded: what its packets become by the program, and by C."""
 
-    def __init__(self, protocol: str, version: int, kind: str) -> None:
+    def __init__(self, protocol: str, version: int, kind: str, portable: bool = False) -> None:
         client, server, pool, virtual = ENDS[version]
         self.protocol = protocol
-        self.firewall = Offloading()
+        self.firewall = Offloading(portable=portable)
         source: dict[str, Any] = {"source": pool, "ports": PORTS} if kind in ("source", "both") else {}
         destination: dict[str, Any] = {"destination": f"{server}:53"} if kind in ("destination", "both") else {}
         self.firewall.decides(**source, **destination)
@@ -566,16 +567,17 @@ def one_hop(data: bytes) -> bytes:
     return bytes(aged)
 
 
-KINDS = ("none", "source", "destination", "both")
+KINDS = [("none", False), ("source", False), ("destination", False), ("both", False), ("both", True)]
 each_kind = pytest.mark.parametrize(
-    ("protocol", "version", "kind"), [(p, v, k) for p in ("udp", "tcp", "echo") for v in (4, 6) for k in KINDS]
+    ("protocol", "version", "kind", "portable"),
+    [(p, v, k, portable) for p in ("udp", "tcp", "echo") for v in (4, 6) for k, portable in KINDS],
 )
 
 
 @each_kind
-def test_the_program_rewrites_as_c_does(protocol, version, kind):
+def test_the_program_rewrites_as_c_does(protocol, version, kind, portable):
     """Every size, both directions: byte for byte the same, and counted."""
-    twin = Twin(protocol, version, kind)
+    twin = Twin(protocol, version, kind, portable)
     rng = random.Random(f"{protocol}{version}{kind}")
     for size in SIZES:
         for side in (0, 1):
@@ -583,9 +585,9 @@ def test_the_program_rewrites_as_c_does(protocol, version, kind):
 
 
 @each_kind
-def test_nothing_is_forwarded_that_c_would_not(protocol, version, kind):
+def test_nothing_is_forwarded_that_c_would_not(protocol, version, kind, portable):
     """Broken and odd packets, with wrong checksums and right ones: the program leaves them as they are, or agrees."""
-    twin = Twin(protocol, version, kind)
+    twin = Twin(protocol, version, kind, portable)
     rng = random.Random(f"{kind}{version}{protocol}")
     taken = 0
     for _ in range(400):

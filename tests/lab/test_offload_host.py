@@ -298,7 +298,7 @@ def test_traffic_goes_on_through_a_killed_daemon_and_its_successor(lab):
 
 def test_without_a_program_it_runs_and_says_why(lab, tmp_path, monkeypatch):
     """Built without clang: everything goes through the queues, and sessions say `unavailable`."""
-    leavings = shutil.ignore_patterns("offload.bpf.o", "__pycache__")
+    leavings = shutil.ignore_patterns("*.bpf.o", "__pycache__")
     shutil.copytree(ROOT / "dataplane", tmp_path / "dataplane", ignore=leavings)
     monkeypatch.setattr("tests.lab.firewall.ROOT", tmp_path)
     with lab.firewall(settings()) as running:
