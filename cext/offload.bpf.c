@@ -264,7 +264,8 @@ INLINE bool sum_is_right(struct __sk_buff *skb, const struct view *v, uint32_t l
 		if (len > SUM_CHUNK - 4)
 			len = SUM_CHUNK - 4;
 		*(uint32_t *)(bytes + (len & ~3u)) = 0;
-		if (len < 1 || bpf_skb_load_bytes(skb, l4 + at, bytes, len))
+		barrier_var(len);          /* the verifier wants to see both bounds, which the compiler knows */
+		if (len < 1 || len > SUM_CHUNK - 4 || bpf_skb_load_bytes(skb, l4 + at, bytes, len))
 			return false;
 		sum = bpf_csum_diff(NULL, 0, (uint32_t *)bytes, (len + 3) & ~3u, (uint32_t)sum);
 		if (sum < 0)

@@ -12,6 +12,7 @@ import platform
 import random
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -469,6 +470,21 @@ def test_numbers_come_back_from_the_kernel(firewall):
     assert firewall.tcp_state(number) == "HALF_CLOSED"
     assert not firewall.kernel.mapped()
     assert firewall.kernel.take(connection.segment(1, "A", b"late", 0), OUTSIDE) is None
+
+
+def test_the_program_says_when_it_has_seen_the_last_packet(firewall):
+    """By the clock that sessions age by; a sweep brings it to the session."""
+    session = ripe(firewall, question(), question(), question())
+    flow = firewall.kernel.entry(session).flow[0]
+    flow.moment = 0
+    before = time.monotonic_ns()
+    assert firewall.kernel.take(question(), INSIDE) is not None
+    assert before - TICK <= flow.last_seen <= time.monotonic_ns()
+    later = flow.last_seen + 50 * TICK
+    flow.last_seen = later
+    flow.packets += 1
+    firewall.sweep()
+    assert firewall.session(session).last_seen == later // TICK
 
 
 def test_what_comes_to_the_queue_moves_the_kernels_window(firewall):

@@ -36,6 +36,7 @@ from tests.lab.offloaded import (
 FAR, FAR6 = "192.0.2.9", "2001:db8::9"
 OUT1, HOP1, OUT16, HOP16 = "10.4.0.1", "10.4.0.2", "fd00:4::1", "fd00:4::2"
 MAC1, OTHER_MAC = "02:00:00:00:04:02", "02:00:00:00:02:99"
+NO_MATCH = ["prio", "7", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0"]  # whoever comes next is asked
 UNREACHABLE = "icmp[0] == 3 or icmp6[0] == 1"
 IMPATIENT = {"base_reachable_time_ms": "500", "delay_first_probe_time": "1", "retrans_time_ms": "100"}
 
@@ -294,6 +295,32 @@ def test_traffic_goes_on_through_a_killed_daemon_and_its_successor(lab):
         filters = lab.run("firewall", ["tc", "filter", "show", "dev", "in0", "ingress"]).stdout
         assert filters.count("direct-action") == 1
     running.stop()
+
+
+def test_an_older_kernel_gets_the_portable_program(lab, tmp_path, monkeypatch):
+    """What the first program takes from the kernel is not there (here: it is broken): the second one does the same."""
+    shutil.copytree(ROOT / "dataplane", tmp_path / "dataplane", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "dataplane" / "offload.bpf.o").write_bytes(b"no program")
+    monkeypatch.setattr("tests.lab.firewall.ROOT", tmp_path)
+    with lab.firewall(settings()) as running:
+        for net in (V4, V6):
+            with datagrams(lab, running, net) as talk, connection(lab, running, net, PLAIN) as ends:
+                before = counters(running)["pkt_recv"]
+                for _ in range(20):
+                    talk.exchange()
+                    assert_stream(*ends)
+                assert counters(running)["pkt_recv"] == before
+        assert "nothing is offloaded" not in running.log()
+
+
+def test_an_ingress_qdisc_of_somebody_else_is_shared(lab):
+    """The older kind, which holds filters of one direction: ours stands behind theirs, and theirs is left as it was."""
+    for words in (["qdisc", "add", "dev", "in0", "ingress"], ["filter", "add", "dev", "in0", "ingress", *NO_MATCH]):
+        lab.run("firewall", ["tc", *words], check=True)
+    with lab.firewall(settings()) as running, datagrams(lab, running, V4) as talk:
+        talk.exchange()
+    assert "ingress" in lab.run("firewall", ["tc", "qdisc", "show", "dev", "in0"]).stdout
+    assert "pref 7" in lab.run("firewall", ["tc", "filter", "show", "dev", "in0", "ingress"]).stdout
 
 
 def test_without_a_program_it_runs_and_says_why(lab, tmp_path, monkeypatch):

@@ -125,6 +125,12 @@ def test_who_calls_its_own_side_is_turned_round_by_the_kernel(lab, firewall, sou
         by_the_kernel(firewall, talk)
         session = talk.session()
         assert (session["ingress_interface"], session["egress_interface"]) == ("in0", "in0")
+        with stream(lab, firewall, source, called, public) as (client, server):
+            assert server.getpeername()[0] == seen
+            before = counters(firewall)["pkt_recv"]
+            for _ in range(20):
+                assert_stream(client, server)
+            assert counters(firewall)["pkt_recv"] == before
         assert redirects.received() == []
         assert crossing.wrong_checksums() == []
         assert len(crossing.frames()) >= 80  # each packet twice
@@ -165,7 +171,7 @@ def test_ipv6_is_translated_by_the_kernel(lab, firewall, source, outside):
     with lab.capture("server", "eth0", "udp or tcp") as arrived, talking(lab, firewall, source, SERVER6) as talk:
         by_the_kernel(firewall, talk)
         assert talk.outside[0].startswith(outside)
-        with stream(lab, firewall, source, SERVER6, 5100) as (client, server):
+        with stream(lab, firewall, source, SERVER6) as (client, server):
             assert server.getpeername()[0].startswith(outside)
             before = counters(firewall)["pkt_recv"]
             for _ in range(20):
@@ -188,11 +194,11 @@ def test_a_prefix_is_called_from_outside(lab, firewall):
 
 @contextmanager
 def stream(
-    lab: Lab, firewall: Firewall, source: str, to: str, port: int
+    lab: Lab, firewall: Firewall, source: str, at: str, public: str = ""
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """An offloaded connection from an address of the client's."""
-    with lab.listener("server", port, to) as listening, lab.inside("client"):
-        client = socket.create_connection((to, port), 3, (source, 0))
+    """An offloaded connection from an address of the client's, to one of the server's or, by a public one, its own."""
+    with lab.listener("client" if public else "server", 5100, at) as listening, lab.inside("client"):
+        client = socket.create_connection((public or at, 5100), 3, (source, 0))
         server, _ = listening.accept()
     server.settimeout(3)
     with client, server:
