@@ -95,7 +95,7 @@ bench: build $(VENV)/.test-packages ## measure beside plain forwarding, nftables
 	@$(PY) -m tests.bench $(ARGS)
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) build dist *.egg-info dataplane/_dataplane.*.so dataplane/offload.bpf.o .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info dataplane/_dataplane.*.so dataplane/*.bpf.o .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find dataplane tests cext -name __pycache__ -type d -prune -exec rm -r {} +
 
 $(VENV)/.compiled: $(VENV)/.installed $(INPUTS)

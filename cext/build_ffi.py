@@ -1,7 +1,7 @@
 """What is compiled into `dataplane._dataplane`, and how: every C file beside this one, and glue that cffi writes.
 
-With clang and libbpf there is also `dataplane/offload.bpf.o`, which the kernel runs; without them the build says so and
-goes on, and nothing is offloaded.
+With clang and libbpf there are also `dataplane/*.bpf.o`, one of which the kernel runs: the first that it takes. Without
+them the build says so and goes on, and nothing is offloaded.
 
 cffi reads session.h and api.h as they are; the compiler reads them too, so that a difference between what Python
 believes and what C does ends the build.
@@ -30,7 +30,7 @@ MODULE = "dataplane._dataplane"
 INTERFACE = ("session.h", "api.h")
 GLUE = Path("build", "_dataplane.c")
 PROGRAM = CEXT / "offload.bpf.c"
-PROGRAM_OBJECT = "offload.bpf.o"  # beside the module
+PROGRAM_OBJECTS = {"offload.bpf.o": ["-DKERNEL_TYPES"], "offload-portable.bpf.o": []}  # beside the module
 
 GLUE_INCLUDES = "#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>\n" + "".join(
     f'#include "{name}"\n' for name in INTERFACE
@@ -98,18 +98,23 @@ def write_glue() -> None:
     recompiler.make_c_source(ffi, MODULE, GLUE_INCLUDES, str(GLUE))
 
 
-def write_program(target: Path) -> None:
+def write_programs(directory: Path) -> None:
     """Compile what the kernel runs, unless it is up to date; say so where that cannot be done."""
     if shutil.which("clang") is None or not has_libbpf():
         print("offload.bpf.c is left out, nothing will be offloaded: it takes clang and libbpf-dev", file=sys.stderr)
         return
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, flags in PROGRAM_OBJECTS.items():
+        write_program(directory / name, flags)
+
+
+def write_program(target: Path, flags: list[str]) -> None:
     inputs = (PROGRAM, CEXT / "session.h", Path(__file__))
     if target.exists() and target.stat().st_mtime >= max(path.stat().st_mtime for path in inputs):
         return
     # asm/ is where Debian keeps the headers of one architecture
     headers = f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH')}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["clang", *PROGRAM_CFLAGS, headers, f"-I{CEXT}", "-c", PROGRAM, "-o", target], check=True)
+    subprocess.run(["clang", *PROGRAM_CFLAGS, *flags, headers, f"-I{CEXT}", "-c", PROGRAM, "-o", target], check=True)
 
 
 class BuildExt(build_ext):
@@ -118,7 +123,7 @@ class BuildExt(build_ext):
     def run(self) -> None:
         write_glue()
         super().run()
-        write_program(Path(self.get_ext_fullpath(MODULE)).with_name(PROGRAM_OBJECT))
+        write_programs(Path(self.get_ext_fullpath(MODULE)).parent)
 
 
 def build_into(directory: str) -> None:

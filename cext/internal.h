@@ -342,6 +342,7 @@ void offload_merge(struct table *t, struct session *s);
 bool offload_overtakes(const struct table *t, const struct session *s, const struct packet *pkt);
 void offload_publish(struct table *t, const struct session *s);
 void offload_take_off(struct table *t, struct session *s);
+bool offload_lingers(struct table *t, struct session *s, uint32_t now);
 void offload_forget(struct table *t, struct session *s);
 
 /* fastpath.c */

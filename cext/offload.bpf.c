@@ -10,9 +10,13 @@
  * Nothing is written before the last check has passed.  Sequence numbers only grow and are raised atomically: directions
  * meet each other here, and both meet C, on different processors.
  *
- * Checksums are adjusted by the helpers, which know what state they are in, so a super-packet stays whole.  A complete one
- * that neither the device nor the kernel has verified is verified here as packet.c does: what nobody will accept must not
- * move a window.
+ * A checksum of which only the pseudo header is summed, the device doing the rest, is adjusted in place; any other one by
+ * the helpers, which know what state it is in.  A complete one that neither the device nor the kernel has verified is
+ * verified here as packet.c does: what nobody will accept must not move a window.
+ *
+ * Compiled twice.  With KERNEL_TYPES the state is read from the kernel's own packet (Linux 6.2, with BTF), which saves the
+ * helper's call, the dearest of all; without, it is told by what the helper has done, and what looks like the sum of the
+ * pseudo header is taken for it.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -26,6 +30,16 @@
 #include <bpf/bpf_helpers.h>
 
 #include "session.h"
+
+#ifdef KERNEL_TYPES
+#include <bpf/bpf_core_read.h>
+
+struct sk_buff {
+	uint8_t ip_summed : 2;
+} __attribute__((preserve_access_index));
+
+extern void *bpf_cast_to_kern_ctx(void *) __ksym;
+#endif
 
 #define UP TC_ACT_UNSPEC
 #define INLINE static __attribute__((always_inline)) inline
@@ -71,6 +85,9 @@ struct {
 	__type(value, uint8_t[SUM_CHUNK]);
 } scratch SEC(".maps");
 
+/* As linux/skbuff.h numbers them. */
+enum summed { SUMMED_UNNECESSARY = 1, SUMMED_PARTIAL = 3, SUMMED_UNKNOWN };
+
 /* What the program has read of a packet. */
 struct view {
 	struct flow_key key;
@@ -83,6 +100,7 @@ struct view {
 	bool     is_tcp;
 	bool     unchecked;        /* UDP without a checksum */
 	bool     is_reply;         /* ICMP echo */
+	uint8_t  summed;           /* enum summed, or something else */
 	uint16_t window;
 	uint32_t seq;
 	uint32_t ack;
@@ -246,7 +264,8 @@ INLINE bool sum_is_right(struct __sk_buff *skb, const struct view *v, uint32_t l
 		if (len > SUM_CHUNK - 4)
 			len = SUM_CHUNK - 4;
 		*(uint32_t *)(bytes + (len & ~3u)) = 0;
-		if (len < 1 || bpf_skb_load_bytes(skb, l4 + at, bytes, len))
+		barrier_var(len);          /* the verifier wants to see both bounds, which the compiler knows */
+		if (len < 1 || len > SUM_CHUNK - 4 || bpf_skb_load_bytes(skb, l4 + at, bytes, len))
 			return false;
 		sum = bpf_csum_diff(NULL, 0, (uint32_t *)bytes, (len + 3) & ~3u, (uint32_t)sum);
 		if (sum < 0)
@@ -256,12 +275,35 @@ INLINE bool sum_is_right(struct __sk_buff *skb, const struct view *v, uint32_t l
 	return at == v->l4_len && fold((uint64_t)sum) == 0xffff;
 }
 
-/* Super-packets are the kernel's own work, or GRO's, which verifies; a checksum of which only the pseudo header is summed
- * is left to the device. */
+INLINE uint8_t summed(struct __sk_buff *skb)
+{
+#ifdef KERNEL_TYPES
+	const struct sk_buff *packet = bpf_cast_to_kern_ctx(skb);
+
+	return BPF_CORE_READ_BITFIELD(packet, ip_summed);
+#else
+	(void)skb;
+	return SUMMED_UNKNOWN;
+#endif
+}
+
+/* Only the pseudo header is summed: the rest is left to the device. */
+INLINE bool is_partial(const struct view *v)
+{
+	if (v->check_at == ECHO_CHECK)
+		return false;
+	return v->summed == SUMMED_UNKNOWN ? v->check == v->pseudo : v->summed == SUMMED_PARTIAL;
+}
+
+INLINE bool is_verified(struct __sk_buff *skb, const struct view *v)
+{
+	return v->summed == SUMMED_UNKNOWN ? bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0 : v->summed == SUMMED_UNNECESSARY;
+}
+
+/* Super-packets are the kernel's own work, or GRO's, which verifies. */
 INLINE bool has_good_sum(struct __sk_buff *skb, const struct view *v, uint32_t l4)
 {
-	return skb->gso_size || v->unchecked || (v->check == v->pseudo && v->check_at != ECHO_CHECK) ||
-	       bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0 || sum_is_right(skb, v, l4);
+	return skb->gso_size || v->unchecked || is_partial(v) || is_verified(skb, v) || sum_is_right(skb, v, l4);
 }
 
 /* hop.mtu may be the route's; the device's may have become smaller since, but not smaller than the protocol allows. */
@@ -321,11 +363,17 @@ INLINE bool track(const struct view *v, struct offload_flow *sender, struct offl
 	return !v->is_tcp || (in_window(v, &sender->tcp, &receiver->tcp) && advance(v, sender, receiver));
 }
 
+/* Who sees the packet counted also sees when it came.  The clock is read once in two of the kernel's own ticks. */
 INLINE void count(const struct view *v, struct offload_flow *flow)
 {
+	uint32_t moment = (uint32_t)bpf_jiffies64() | 1;
+
+	if (flow->moment != moment) {
+		*(volatile uint64_t *)&flow->last_seen = bpf_ktime_get_coarse_ns();
+		*(volatile uint32_t *)&flow->moment = moment;
+	}
 	__sync_fetch_and_add(&flow->packets, 1);
 	__sync_fetch_and_add(&flow->bytes, v->ip_len);
-	*(volatile uint64_t *)&flow->last_seen = bpf_ktime_get_coarse_ns();
 }
 
 /* Whether only the pseudo header is summed, seen by what the helper has just done to the checksum: to a complete one, which
@@ -339,6 +387,18 @@ INLINE bool was_partial(const struct __sk_buff *skb, const struct view *v, const
 	       *(const uint16_t *)at == fold((uint64_t)v->check + flow->address_delta);
 }
 
+/* The sum of a pseudo header is no inverted one, and has no ports in it. */
+INLINE bool adjust_partial(struct __sk_buff *skb, const struct view *v, const struct offload_flow *flow, uint32_t l4)
+{
+	uint8_t *at = (uint8_t *)(long)skb->data + l4 + (v->is_tcp ? 16 : 6);
+
+	if (at + 2 > (uint8_t *)(long)skb->data_end)
+		return false;
+	if (flow->address_delta != 0xffff)
+		*(uint16_t *)at = fold((uint64_t)v->check + flow->address_delta);
+	return true;
+}
+
 /* The transport checksum: what the pseudo header adds, and, unless the device will do that, what the ports add. */
 INLINE bool adjust_sum(struct __sk_buff *skb, const struct view *v, const struct offload_flow *flow, uint32_t l4, int family)
 {
@@ -347,10 +407,12 @@ INLINE bool adjust_sum(struct __sk_buff *skb, const struct view *v, const struct
 
 	if (v->unchecked)
 		return true;
+	if (v->summed == SUMMED_PARTIAL && v->check_at != ECHO_CHECK)
+		return adjust_partial(skb, v, flow, l4);
 	if (!(family == 4 && v->key.proto == IPPROTO_ICMP) && flow->address_delta != 0xffff) {
 		if (bpf_l4_csum_replace(skb, at, 0, flow->address_delta, BPF_F_PSEUDO_HDR | keep_zero))
 			return false;
-		if (v->check_at != ECHO_CHECK && was_partial(skb, v, flow, l4))
+		if (v->summed == SUMMED_UNKNOWN && v->check_at != ECHO_CHECK && was_partial(skb, v, flow, l4))
 			return true;
 	}
 	return flow->port_delta == 0xffff || !bpf_l4_csum_replace(skb, at, 0, flow->port_delta, keep_zero);
@@ -434,6 +496,7 @@ INLINE int forward(struct __sk_buff *skb, const struct offload_port *port, int f
 	if (!read_transport(&v, data + l4, end, family))
 		return UP;
 	v.key.zone = port->zone;
+	v.summed = summed(skb);
 	ref = bpf_map_lookup_elem(&flows, &v.key);
 	if (!ref)
 		return UP;

@@ -392,6 +392,8 @@ enum offload_result session_offload(struct table *t, uint32_t id, uint32_t gener
 		return OFFLOAD_UNSUITED;
 	if (offload_suits(s))
 		result = put_in(t, o, s, hops);
+	else
+		s->flags &= (uint16_t)~FLAG_OFFERED;
 	session_unlock(s);
 	return result;
 }
@@ -408,6 +410,16 @@ void offload_take_off(struct table *t, struct session *s)
 	s->flags &= (uint16_t)~FLAG_OFFLOADED;
 	entry_of(t, s)->flow[0].taken_off = table_now();
 	count_atomically(t, SESSION_ONLOADED, 1);
+}
+
+/* Its time is up, but a program may still be counting a packet: then it is judged again in the next tick. */
+bool offload_lingers(struct table *t, struct session *s, uint32_t now)
+{
+	const struct offloaded *entry = entry_of(t, s);
+	bool forwarded = s->flags & FLAG_OFFLOADED;
+
+	offload_take_off(t, s);
+	return entry && (forwarded || !before(entry->flow[0].taken_off, now));
 }
 
 /* The session ends: the last of it is in its copy. */

@@ -196,7 +196,7 @@ struct offload_flow {
 	uint8_t  translated;         /* [S] 1: addresses or ports change */
 	uint8_t  reserved[2];
 	uint32_t taken_off;          /* [S] tick at which the map ceased to lead here */
-	uint32_t unused;
+	uint32_t moment;             /* [P] when last_seen was written, in the kernel's own ticks; always odd */
 	uint64_t begun;              /* [S] when it began to lead here; nanoseconds since 1970, as in struct packet */
 };
 

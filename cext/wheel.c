@@ -137,6 +137,10 @@ static bool judge(struct table *t, uint32_t id, uint32_t now, struct session_cop
 		offload_merge(t, s);
 	due = wheel_deadline(t, s);
 	over = s->state[0] == SESSION_CLOSING || (int32_t)(now - due) >= 0;
+	if (over && s->flags & FLAG_ENTRY && offload_lingers(t, s, now)) {
+		over = false;
+		due = now + 1;
+	}
 	if (over) {
 		if (s->state[0] != SESSION_CLOSING)
 			session_set_closing(t, s, END_AGED_OUT);

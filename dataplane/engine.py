@@ -273,6 +273,7 @@ class Engine:
             host_inbound_rule=names.rules.number(HOST_INBOUND),
             no_rule=names.rules.number(""),
             peers=self._wires.peers(self.monitor.links),
+            only_tagged=self._wires.only_tagged(self.monitor.links),
             algs={
                 (names.applications.number(name), proto): factory
                 for (name, proto), factory in factories(self.config.settings.alg).items()

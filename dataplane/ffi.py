@@ -13,9 +13,10 @@ from dataplane import _dataplane
 from dataplane._dataplane import ffi, lib
 from dataplane.errors import DataplaneError
 
-__all__ = ["PROGRAM", "check", "enum_names", "ffi", "lib", "unpacker"]
+__all__ = ["PROGRAMS", "check", "enum_names", "ffi", "lib", "unpacker"]
 
-PROGRAM = Path(_dataplane.__file__).with_name("offload.bpf.o")  # what the kernel runs; missing if built without clang
+# What the kernel runs: the first that it takes. Missing if built without clang.
+PROGRAMS = [Path(_dataplane.__file__).with_name(name) for name in ("offload.bpf.o", "offload-portable.bpf.o")]
 CODES = {"uint8_t": "B", "uint16_t": "H", "uint32_t": "I", "uint64_t": "Q"}
 
 

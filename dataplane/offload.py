@@ -8,7 +8,8 @@ routes, links, neighbours. A hop is an interface, its MTU and the two addresses 
 by has a number, and when it is not what it was, they are taken off by that number. A neighbour that only the offload
 uses looks idle to the kernel, so it is asked after as the kernel itself would ask.
 
-Not offloaded: what routing rules send by more than the destination, and interfaces that are no Ethernet.
+Not offloaded: what routing rules send by more than the destination, interfaces that are no Ethernet, and virtual wires
+over which no frame passes without a tag: the program leaves tagged frames alone, and comes before who drops the others.
 """
 
 import logging
@@ -33,8 +34,8 @@ BATCH = 256
 MAX_HOPS = 65536
 MAX_REMEMBERED = 65536  # destinations, and sessions that were refused
 MAX_SESSIONS: int = lib.MAX_OFFLOADED
-NO_NEIGHBOUR, NO_ROUTE, POLICY_ROUTING, NO_ETHERNET, MAP_FULL = (
-    "no-neighbour", "no-route", "policy-routing", "no-ethernet", "map-full",
+NO_NEIGHBOUR, NO_ROUTE, POLICY_ROUTING, NO_ETHERNET, TAGGED, MAP_FULL = (
+    "no-neighbour", "no-route", "policy-routing", "no-ethernet", "tagged", "map-full",
 )  # fmt: skip
 WIRE_LINK = bytes(12)
 OFFLOADED_PROTOCOLS = (1, 6, 17, 58)
@@ -133,7 +134,9 @@ class Offload(threading.Thread):
                 [
                     (link.ifindex, world.zone_by_interface[link.ifindex], link.ifindex in world.peers)
                     for link in world.links
-                    if link.mac is not None and link.ifindex in world.zone_by_interface
+                    if link.mac is not None
+                    and link.ifindex in world.zone_by_interface
+                    and link.ifindex not in world.only_tagged
                 ]
             )
             self._resolved.clear()
@@ -231,6 +234,8 @@ class Offload(threading.Thread):
         return self._resolved[place]
 
     def _over_wire(self, ifindex: int, world: World) -> Any:
+        if ifindex in world.only_tagged:
+            return TAGGED
         link = world.links.by_index(ifindex)
         return NO_ROUTE if link is None else self._numbered(Hop(ifindex, link.mtu, WIRE_LINK, None))
 

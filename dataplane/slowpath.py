@@ -87,6 +87,7 @@ class World:
     host_inbound_rule: int  # number
     no_rule: int  # number of the rule without a name
     peers: Mapping[int, int] = field(default_factory=dict)  # ports of virtual wires -> the port at the other end
+    only_tagged: frozenset[int] = frozenset()  # ports of the wires over which no frame passes without a tag
     algs: Mapping[tuple[int, int], AlgFactory] = field(default_factory=dict)  # application row and protocol -> reader
 
     def zone_of(self, route: Route | None) -> int:

@@ -79,6 +79,11 @@ class Wires:
                 found |= {ends[0].ifindex: ends[1].ifindex, ends[1].ifindex: ends[0].ifindex}
         return found
 
+    def only_tagged(self, links: Links) -> frozenset[int]:
+        """The ports of wires over which no frame passes without a tag, by interface index."""
+        ports = [port for wire in self._wires if not frames.takes_untagged(wire) for port in wire.interfaces]
+        return frozenset(link.ifindex for link in map(links.by_name, ports) if link is not None)
+
     def build(self) -> None:
         """Make the bridges and join their ports; a dead predecessor's are taken over, or removed if not wanted."""
         with _kernel() as netlink:

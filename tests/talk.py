@@ -281,7 +281,7 @@ class Firewall:
         destination: str | None = None,
         egress_zone: int = OUTSIDE,
         **fields: Any,
-    ) -> "Firewall":
+    ) -> Self:
         """What the slow path says about first packets from now on. ports: DIPP; a source without them: static."""
         decision = {"egress_zone": egress_zone, "ingress": INSIDE, "egress": OUTSIDE} | fields
         if source:
@@ -295,12 +295,12 @@ class Firewall:
         self.decision = decision
         return self
 
-    def refuses(self) -> "Firewall":
+    def refuses(self) -> Self:
         """From now on first packets are denied, and leave a DISCARD session behind."""
         self.decision = {"egress_zone": OUTSIDE, "ingress": INSIDE, "egress": OUTSIDE, "discard": 1}
         return self
 
-    def asks(self) -> "Firewall":
+    def asks(self) -> Self:
         """From now on first packets stay punted."""
         self.decision = None
         return self

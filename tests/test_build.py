@@ -1,5 +1,6 @@
 """What the build promises: headers that cffi can read, a whole wheel, live assertions, true metadata."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -51,6 +52,25 @@ def test_a_wheel_holds_every_module_and_the_extension(tmp_path):
     held = set(zipfile.ZipFile(wheel).namelist())
     assert {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py")} <= held
     assert [name for name in held if re.fullmatch(r"dataplane/_dataplane\..*\.so", name)]
+
+
+def test_without_clang_the_build_says_so_in_one_line(tmp_path):
+    """The extension is whole all the same; only what the kernel would run is left out."""
+    tools, clone = tmp_path / "tools", tmp_path / "clone"
+    tools.mkdir()
+    for tool in (tool for folder in map(Path, os.get_exec_path()) if folder.is_dir() for tool in folder.iterdir()):
+        if not tool.name.startswith("clang") and not (tools / tool.name).is_symlink():
+            (tools / tool.name).symlink_to(tool)
+    shutil.copytree(ROOT / "cext", clone / "cext", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "cext/build_ffi.py", tmp_path / "built"]
+    environment = {**os.environ, "PATH": str(tools), "CFLAGS": "-O0"}
+
+    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=True)
+
+    said = [line for line in done.stderr.splitlines() if "clang" in line]
+    assert said == ["offload.bpf.c is left out, nothing will be offloaded: it takes clang and libbpf-dev"]
+    (compiled,) = (tmp_path / "built" / "dataplane").iterdir()
+    assert re.fullmatch(r"_dataplane\..*\.so", compiled.name)
 
 
 def test_declared_dependencies_are_the_imported_ones():

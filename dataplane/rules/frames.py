@@ -62,11 +62,20 @@ table {TABLE} {{
 """
 
 
+def takes_untagged(wire: VirtualWire) -> bool:
+    """Whether frames without a tag pass."""
+    return _tags(wire)[0][0] == 0
+
+
+def _tags(wire: VirtualWire) -> list[tuple[int, int]]:
+    return merge(map(parse_tags, wire.tag_allowed))
+
+
 def _tag_rules(wire: VirtualWire) -> list[str]:
-    ranges = merge(map(parse_tags, wire.tag_allowed))
+    ranges = _tags(wire)
     allowed = ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in ranges)
     port_set = ", ".join(f'"{port}"' for port in wire.interfaces)
     rules = [f"iifname {{ {port_set} }} vlan id != {{ {allowed} }} drop"]
-    if ranges[0][0] > 0:
+    if not takes_untagged(wire):
         rules.append(f"iifname {{ {port_set} }} ether type != 0x8100 drop")
     return rules

@@ -16,7 +16,7 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from dataplane.ffi import PROGRAM, check, ffi, lib
+from dataplane.ffi import PROGRAMS, check, ffi, lib
 from dataplane.rules import Record
 
 HOOKS = (0xFFFFFFF2, 0xFFFFFFF3)  # a clsact's ingress and egress
@@ -35,7 +35,11 @@ class Ingress:
 
     def load(self, table: Any, sessions: int) -> None:
         """Put the program into the kernel, for at most so many sessions; DataplaneError if it cannot be."""
-        self._program = check(lib.program_load(table, str(PROGRAM).encode(), sessions), "offload")
+        for path in PROGRAMS:
+            self._program = lib.program_load(table, str(path).encode(), sessions)
+            if self._program != ffi.NULL:
+                return
+        check(self._program, "offload")
 
     def set(self, ports: Iterable[Port]) -> None:
         """Be attached to these interfaces and no others."""
