@@ -119,9 +119,12 @@ class Offload(threading.Thread):
         self._hangup.close()
         if self.running:
             self.join()
-            lib.offload_end(self._table.pointer)
-            self._neighbours.close()
-        self._filters.remove()
+        with self._lock:  # follow() may still be called
+            if self.running:
+                self._idle_reason = "unavailable"
+                lib.offload_end(self._table.pointer)
+                self._neighbours.close()
+            self._filters.remove()
         self._alive.close()
 
     def follow(self, world: World) -> None:

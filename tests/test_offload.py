@@ -425,10 +425,29 @@ def test_a_full_map_says_so_and_has_room_again():
         assert not firewall.kernel.mapped()
 
 
+def grown(connection: Connection) -> Connection:
+    """Open, and with the eight segments from which on it is worth the offload."""
+    connection.open()
+    for _ in range(5):
+        assert connection.c2s("A").left
+    return connection
+
+
+def test_a_short_connection_is_not_offered(firewall):
+    """It would be over before that pays: the eighth segment offers it, and not one before."""
+    firewall.decides()
+    connection = Connection(firewall).open()
+    for _ in range(4):
+        assert connection.c2s("A").left
+        assert firewall.installed not in firewall.offered()
+    assert connection.c2s("A").left
+    assert firewall.installed in firewall.offered()
+
+
 def test_what_was_unsuited_may_ask_again(firewall):
     """A RST that nobody has verified came between the offer and the answer, and then data."""
     firewall.decides()
-    connection = Connection(firewall).open()
+    connection = grown(Connection(firewall))
     number = firewall.installed
     assert number in firewall.offered()
     assert connection.c2s("R", ahead=100).left
@@ -454,7 +473,7 @@ def test_another_life_of_a_slot_is_not_offloaded(firewall):
 def test_numbers_come_back_from_the_kernel(firewall):
     """The program has seen a megabyte; a FIN behind it is in the window, one from before the offload is not."""
     firewall.decides()
-    connection = Connection(firewall).open()
+    connection = grown(Connection(firewall))
     number = firewall.installed
     firewall.offered()
     assert firewall.offload(number) == lib.OFFLOAD_DONE
@@ -463,7 +482,7 @@ def test_numbers_come_back_from_the_kernel(firewall):
         assert firewall.kernel.take(data, INSIDE) is not None
         ack = connection.segment(1, "A", b"", 0, ack=at + 1024)
         assert firewall.kernel.take(ack, OUTSIDE) is not None
-    assert firewall.counts(number) == ((2 + 1024, 1 + 1024), (80 + 1024 * 1064, 40 + 1024 * 40))
+    assert firewall.counts(number) == ((7 + 1024, 1 + 1024), (280 + 1024 * 1064, 40 + 1024 * 40))
     connection.c2s("FA").is_dropped("tcp_drop_out_of_wnd")
     connection.next[0] += 1 << 20
     assert connection.c2s("FA").left
@@ -490,7 +509,7 @@ def test_the_program_says_when_it_has_seen_the_last_packet(firewall):
 def test_what_comes_to_the_queue_moves_the_kernels_window(firewall):
     """Urgent data goes through C; the segment that follows it, behind the old window, is the kernel's again."""
     firewall.decides()
-    connection = Connection(firewall, window=(1000, 1000)).open()
+    connection = grown(Connection(firewall, window=(1000, 1000)))
     firewall.offered()
     assert firewall.offload(firewall.installed) == lib.OFFLOAD_DONE
     behind = connection.segment(0, "A", b"x" * 400, 1500)
@@ -528,7 +547,7 @@ class Twin:
             "echo": Echo(f"{client}:4000", to),
         }
         assert self.firewall.c2s(opening[protocol]).left
-        for side, flags in ((1, "SA"), (0, "A"), (1, "A")):
+        for side, flags in ((1, "SA"), *[(0, "A"), (1, "A")] * 3):
             assert self.firewall.send(self.packet(side, b"", flags), ZONES[side]).left
         assert self.firewall.installed in self.firewall.offered()
         assert self.firewall.offload(self.firewall.installed) == lib.OFFLOAD_DONE

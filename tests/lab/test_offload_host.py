@@ -203,6 +203,14 @@ def test_a_link_goes_down_and_comes_up(lab, firewall, device):
     poll(lambda: shown(lab, device) == before, 10, "the link to be as it was")
 
 
+def test_a_stop_while_links_change(lab):
+    """What is told of a change then does not put the program back."""
+    for number in range(3):
+        with lab.firewall(settings()):
+            for mtu in ("1400", "1500"):
+                ip(lab, "link", "set", "in0" if number else "out0", "mtu", mtu)
+
+
 def shown(lab: Lab, device: str) -> list[str]:
     """A link and its addresses."""
     lines = [
