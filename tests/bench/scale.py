@@ -280,7 +280,7 @@ def show(report: Mapping[str, Any]) -> None:
         "resident MB",
         "start s",
         "fill 1/s",
-        "one by one ns",
+        "alone ns",
         "burst ns",
         "rte_hash ns",
         "bulk ns",
