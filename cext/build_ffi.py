@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 from cffi import FFI, recompiler
@@ -67,6 +68,7 @@ def compile_flags(sanitize: str) -> list[str]:
     return [*own, *INSTRUMENTED, f"-fsanitize={sanitize}"] if sanitize else own + OPTIMISED
 
 
+@cache
 def has_libbpf() -> bool:
     """Whether the compiler finds libbpf's headers."""
     probe = [*sysconfig.get_config_var("CC").split(), "-E", "-include", "bpf/libbpf.h", "-x", "c", os.devnull]

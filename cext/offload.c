@@ -273,12 +273,12 @@ void offload_offer(const struct burst *b, struct session *s)
 {
 	struct table *t = b->table;
 	struct offload *o = offload_of(t);
-	uint32_t shard = (uint32_t)((b->counter - t->counter[0]) / (t->counter[1] - t->counter[0])), head;
 	struct offers *offers;
+	uint32_t head;
 
-	if (!o || shard >= SHARD_SLOW)
+	if (!o || b->shard >= SHARD_SLOW)
 		return;
-	offers = &o->offers[shard];
+	offers = &o->offers[b->shard];
 	head = offers->head;
 	if (head - __atomic_load_n(&offers->tail, __ATOMIC_ACQUIRE) == OFFERS)
 		return;

@@ -11,6 +11,8 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from dataplane.routes import MAPPED, is_ipv4
+
 Place = tuple[int, int]  # ifindex, address (128 bits, IPv4 mapped)
 
 HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
@@ -24,7 +26,6 @@ NDA_DST, NDA_LLADDR = 1, 2
 NTF_USE = 1
 STALE = 0x04
 VALID = 0x02 | STALE | 0x08 | 0x10 | 0x40 | 0x80  # reachable, stale, delay, probe, noarp, permanent
-MAPPED = 0xFFFF << 32
 MAC_LENGTH = 6
 BUFFER = 1 << 20  # bytes of events
 TIMEOUT = 5  # seconds for a dump
@@ -72,7 +73,7 @@ class Neighbours:
         """Let the kernel find out whether a neighbour is still there, as it does for those that it sends to itself."""
         if (ifindex, address) not in self._stale:
             return
-        ipv4 = address >> 32 == 0xFFFF
+        ipv4 = is_ipv4(address)
         raw = (address & 0xFFFFFFFF).to_bytes(4) if ipv4 else address.to_bytes(16)
         family = socket.AF_INET if ipv4 else socket.AF_INET6
         attribute = ATTRIBUTE.pack(ATTRIBUTE.size + len(raw), NDA_DST) + raw

@@ -24,8 +24,9 @@ from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib, unpacker
 from dataplane.flow import Session
 from dataplane.neighbours import Neighbours
+from dataplane.policy.applications import ICMP, ICMPV6, TCP, UDP
 from dataplane.routes import Link
-from dataplane.sessions import SessionTable, read_key
+from dataplane.sessions import KEY, SessionTable, read_key
 from dataplane.slowpath import World
 
 INTERVAL = 20  # ms between two looks at what is offered
@@ -38,7 +39,7 @@ NO_NEIGHBOUR, NO_ROUTE, POLICY_ROUTING, NO_ETHERNET, TAGGED, MAP_FULL = (
     "no-neighbour", "no-route", "policy-routing", "no-ethernet", "tagged", "map-full",
 )  # fmt: skip
 WIRE_LINK = bytes(12)
-OFFLOADED_PROTOCOLS = (1, 6, 17, 58)
+OFFLOADED_PROTOCOLS = (ICMP, TCP, UDP, ICMPV6)
 
 VIEW = unpacker("offload_view", ["id", "generation", "hop", "key", "ingress", "egress"])
 VIEW_SIZE = ffi.sizeof("struct offload_view")
@@ -71,7 +72,7 @@ class View:
 
     def __init__(self, raw: tuple[Any, ...]) -> None:
         self.id, self.generation, *self.hops, keys, self.ingress, self.egress = raw
-        self.keys = read_key(keys), read_key(keys, 40)
+        self.keys = read_key(keys), read_key(keys, KEY.size)
 
 
 class Offload(threading.Thread):

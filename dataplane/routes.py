@@ -191,7 +191,6 @@ class Fib:
             self._resolver(rows, socket.AF_INET6, orders[socket.AF_INET6]),
             self._resolver(rows, socket.AF_INET, orders[socket.AF_INET]),
         )
-        self._plain = orders[socket.AF_INET6] is not None, orders[socket.AF_INET] is not None
 
     def lookup(self, address: int) -> Route | None:
         """The route that a new packet to `address` takes; None if there is none."""
@@ -199,7 +198,7 @@ class Fib:
 
     def goes_by_destination(self, address: int) -> bool:
         """Whether nothing but the destination decides about the route there."""
-        return self._plain[address >> 32 == 0xFFFF]
+        return self.snapshot.goes_by_destination(address)
 
     def _resolver(self, rows: Sequence[Entry], family: int, order: Order) -> "_Layered | _Asked":
         tables = [
@@ -219,6 +218,10 @@ class Snapshot:
     def __init__(self, ipv6: "_Layered | _Asked", ipv4: "_Layered | _Asked") -> None:
         self._resolvers = ipv6, ipv4
         self.by_family: tuple[Resolver, Resolver] = ipv6.lookup, ipv4.lookup
+
+    def goes_by_destination(self, address: int) -> bool:
+        """Whether the kernel need not be asked about that address."""
+        return isinstance(self._resolvers[is_ipv4(address)], _Layered)
 
     def starts(self) -> set[int] | None:
         """Where one route ends and another begins, along the number line; None where the kernel has to be asked."""

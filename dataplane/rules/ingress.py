@@ -8,8 +8,7 @@ replaces it.
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +74,10 @@ class Ingress:
 
 
 def _remove_qdisc(ifindex: int) -> None:
-    with _kernel() as netlink:
-        if not any(netlink.get_filters(index=ifindex, parent=hook) for hook in HOOKS):
-            netlink.tc("del", "clsact", ifindex)
-
-
-@contextmanager
-def _kernel() -> Iterator[IPRoute]:
     """An interface that is gone has taken its qdisc along."""
     try:
         with IPRoute() as netlink:
-            yield netlink
+            if not any(netlink.get_filters(index=ifindex, parent=hook) for hook in HOOKS):
+                netlink.tc("del", "clsact", ifindex)
     except NetlinkError as error:
         log.info("a qdisc could not be removed: %s", error)

@@ -47,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             meter = Meter(Path(directory), effort)
             for table in tables(options, meter, Path(directory)):
                 report |= table
-                progress("")
                 write(report, options)
     except (LabError, ImportError, OSError, ValueError) as error:
         print("\n".join(["", f"bench: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)

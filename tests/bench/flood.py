@@ -34,7 +34,8 @@ from tests.bench.rows import (
     prepare,
     served_lab,
 )
-from tests.lab.lab import CLIENT, SERVER, Lab, LabError, poll
+from tests.lab.lab import CLIENT, SERVER, LabError, poll
+from tests.lab.witness import received_packets
 
 RATE = 50_000  # new flows a second
 FLOOD_PORT = 5003  # that the flood goes to
@@ -138,9 +139,9 @@ def stream(meter: Meter, path: Path, effort: Effort, *, flooded: bool) -> float:
     """Gbit/s of one stream that was there before."""
     seconds = effort.tcp_seconds
     command = ["iperf3", "-J", "-c", SERVER, "-t", str(seconds), "-O", str(LEAD)]
-    before = received(path.lab, "server")
+    before = received_packets(path.lab, "server")
     with running(path.lab.command("client", command)) as iperf:
-        poll(lambda: received(path.lab, "server") > before + RATE / 100, PATIENCE, "the stream to flow")
+        poll(lambda: received_packets(path.lab, "server") > before + RATE / 100, PATIENCE, "the stream to flow")
         with flood(meter, path, (seconds + LEAD) * 1000) if flooded else ExitStack():
             result = output(iperf, seconds + PATIENCE)
     figure: float = result["end"]["sum_received"]["bits_per_second"]
@@ -159,16 +160,10 @@ def ping(meter: Meter, path: Path, effort: Effort, *, flooded: bool) -> float:
 
 def alone(meter: Meter, path: Path) -> tuple[float, float]:
     """Flows a second that the generator begins, and the share that the server's device sees."""
-    before = received(path.lab, "server")
+    before = received_packets(path.lab, "server")
     with flood(meter, path, TRIAL_MS) as process:
         result = output(process, PATIENCE)
-    return result["packets"] / result["seconds"], (received(path.lab, "server") - before) / result["packets"]
-
-
-def received(lab: Lab, ns: str) -> int:
-    """Packets that an endpoint's device has taken so far."""
-    done = lab.run(ns, ["cat", "/sys/class/net/eth0/statistics/rx_packets"], check=True)
-    return int(done.stdout)
+    return result["packets"] / result["seconds"], (received_packets(path.lab, "server") - before) / result["packets"]
 
 
 def flood(meter: Meter, path: Path, milliseconds: int) -> AbstractContextManager[subprocess.Popen[str]]:

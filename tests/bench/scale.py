@@ -26,8 +26,9 @@ from tests.bench.measure import ONE_FLOW, PORT, Meter
 from tests.bench.rows import ALLOW, DESTINATIONS, SOURCE_NAT, SOURCES, Path, configuration, deny, served_lab
 from tests.lab.firewall import Firewall
 from tests.lab.lab import CLIENT, SERVER, Lab, LabError, poll
+from tests.lab.witness import resident
 
-LOOKUPS = ("alone", "ours", "single", "bulk", "reached")  # the series of lookup.c
+SERIES = ("alone", "ours", "single", "bulk", "reached")  # the series of lookup.c
 EXPIRING = 100_000
 SHORT_PORT = 5002
 SHORT = 20  # seconds: the queries are answered meanwhile
@@ -81,7 +82,7 @@ def available_memory() -> int:
 def look_ups(lookup: Lookup, sessions: int, rounds: int) -> dict[str, Any]:
     """Medians in ns by the names of lookup.c, and every round."""
     result = lookup.measure(sessions, rounds)
-    rounds_by_name = {name: result[name] for name in LOOKUPS if name in result}
+    rounds_by_name = {name: result[name] for name in SERIES if name in result}
     figures = {f"lookup_{name}": median(samples) for name, samples in rounds_by_name.items()}
     return {**figures, "lookup_rounds": rounds_by_name}
 
@@ -109,7 +110,7 @@ def of_sessions(meter: Meter, number: int) -> dict[str, Any]:
         stays = daemon.allocated()
         if expiring:
             figures |= expire(meter, path, daemon, number)
-        figures |= {"held": daemon.allocated(), "resident": daemon.resident()}
+        figures |= {"held": daemon.allocated(), "resident": resident(firewall.pid)}
         figures |= {
             "count": wall(lambda: firewall.cli("show", "session", "all", "filter", "count", "yes", timeout=120)),
             "find": wall(lambda: firewall.cli("show", "session", "all", "filter", "source", CLIENT, timeout=120)),
@@ -200,11 +201,6 @@ class Daemon:
         """Sessions in the table."""
         number: int = self.info()["num_active"]
         return number
-
-    def resident(self) -> int:
-        """Bytes of memory, those of the table included."""
-        lines = File(f"/proc/{self._firewall.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
     def processor_time(self) -> float:
         """Seconds, of all threads."""
@@ -308,7 +304,7 @@ def session_cells(row: Mapping[str, Any]) -> list[str]:
         cell("{:,.0f}", row["resident"] / 1e6),
         cell("{:.2f}", row["start"]),
         cell("{:,.0f}", row["fill"]),
-        *(cell("{:.0f}", row.get(f"lookup_{name}")) for name in LOOKUPS),
+        *(cell("{:.0f}", row.get(f"lookup_{name}")) for name in SERIES),
         cell("{:.2f}", ours and bulk and ours / bulk),
         cell("{:.0f}", row["count"] * MILLE),
         cell("{:.0f}", row["find"] * MILLE),

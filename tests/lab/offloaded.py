@@ -144,13 +144,18 @@ def connection(
         server, _ = listening.accept()
     server.settimeout(3)
     with client, server:
-
-        def is_offloaded() -> bool:
-            assert_stream(client, server)
-            return bool(session_of(firewall, client)["offload"])
-
-        poll(is_offloaded, 5, "the connection to be offloaded")
+        until_offloaded(firewall, client, server)
         yield client, server
+
+
+def until_offloaded(firewall: Firewall, client: socket.socket, server: socket.socket) -> None:
+    """They talk until the kernel has their connection."""
+
+    def is_offloaded() -> bool:
+        assert_stream(client, server)
+        return bool(session_of(firewall, client)["offload"])
+
+    poll(is_offloaded, 5, "the connection to be offloaded")
 
 
 def assert_stream(client: socket.socket, server: socket.socket) -> None:

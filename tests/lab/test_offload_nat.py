@@ -22,7 +22,7 @@ from tests.lab.calls import source_rule
 from tests.lab.console import IN_ORDER, counters, rule, session_of, sessions, zones
 from tests.lab.firewall import Firewall
 from tests.lab.lab import CLIENT, IN0, MACS, SERVER, SERVER6, Lab, poll
-from tests.lab.offloaded import Talk, assert_stream
+from tests.lab.offloaded import Talk, assert_stream, until_offloaded
 from tests.lab.servers import Channel, six
 
 CALLED, CALLED6, PHANTOM, PHANTOM6 = "10.1.0.31", "fd00:1::31", "10.1.0.90", "fd00:1::90"
@@ -202,12 +202,7 @@ def stream(
         server, _ = listening.accept()
     server.settimeout(3)
     with client, server:
-
-        def is_offloaded() -> bool:
-            assert_stream(client, server)
-            return bool(session_of(firewall, client)["offload"])
-
-        poll(is_offloaded, 5, "the connection to be offloaded")
+        until_offloaded(firewall, client, server)
         yield client, server
 
 
@@ -275,12 +270,7 @@ def test_a_control_connection_stays_and_its_data_connection_goes(lab, firewall):
                 client, _ = data.accept()
                 client.settimeout(3)
                 with client:
-
-                    def is_offloaded() -> bool:
-                        assert_stream(server, client)
-                        return bool(session_of(firewall, server)["offload"])
-
-                    poll(is_offloaded, 5, "the data connection to be offloaded")
+                    until_offloaded(firewall, server, client)
                     session = session_of(firewall, control.client)
                     assert (session["offload"], session["offload_reason"]) == (False, "alg")
                     for _ in range(20):
