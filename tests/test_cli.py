@@ -426,6 +426,6 @@ def test_a_show_loads_nothing_that_it_does_not_need(daemon, tmp_path):
         "asyncio",
         "logging",
     }
-    assert {name for name in loaded if name.startswith("dataplane.")} == {
-        f"dataplane.{module}" for module in ("cli", "client", "errors", "filters", "text")
+    assert {name.split(".")[1] for name in loaded if name.startswith("dataplane.")} == {
+        *("cli", "client", "errors", "filters", "text")
     }

@@ -1,0 +1,40 @@
+"""What every command shares: how a failure ends, and where the daemon is."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dataplane.errors import DataplaneError
+
+INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
+
+
+class Program(click.Group):
+    """Ends a command that fails with the failure's reason on standard error and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DataplaneError as error:
+            click.echo(str(error), err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
+            ctx.exit(0)  # `| head` has seen what it wanted
+
+
+runtime_dir_option = click.option(
+    "--runtime-dir",
+    type=click.Path(path_type=Path),
+    envvar="DATAPLANE_RUNTIME_DIR",
+    default="/run/dataplane",
+    show_default=True,
+    show_envvar=True,
+    help="Where the daemon's control socket is.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
