@@ -329,7 +329,7 @@ class SlowPath(threading.Thread):
         bindings: Bindings,
         quotas: Quotas,
         inspection: Inspection,
-        dispatch: Dispatch | None,
+        dispatch: Dispatch,
         world: World,
         hits: HitCounts,
         replies: Replies,
@@ -337,8 +337,9 @@ class SlowPath(threading.Thread):
         failed: threading.Event,
     ) -> None:
         super().__init__(name="slowpath", daemon=True)
+        self._deciding = threading.Lock()
         self._inspection = inspection
-        self._dispatch = dispatch  # None: every first packet is decided here
+        self._dispatch = dispatch
         self.set_world(world)
         self._table = table
         self._bindings = bindings
@@ -357,11 +358,14 @@ class SlowPath(threading.Thread):
             raise DataplaneError(f"NFQUEUE {queue}: another program reads it") from error
 
     def set_world(self, world: World) -> None:
-        """From the next packet on."""
-        if self._dispatch is not None:
-            self._dispatch.follow(world, world.policy, world.fib)
-        self.world = world
-        self._inspection.surroundings = world.surroundings()
+        """From the next packet on; no session that is installed after this was decided by the one before."""
+        with self._deciding:
+            self.world = world
+            self._inspection.surroundings = world.surroundings()
+            if world.policy.config.settings.dispatch_cache:
+                self._dispatch.follow(world, world.policy, world.fib)
+            else:
+                self._dispatch.forget()
 
     def run(self) -> None:
         try:
@@ -386,7 +390,9 @@ class SlowPath(threading.Thread):
         """Every packet gets exactly one verdict, whatever happens on the way to it."""
         verdict = queued.drop
         try:
-            if self._handle(queued):
+            with self._deciding:
+                goes_round = self._handle(queued)
+            if goes_round:
                 queued.set_mark(queued.get_mark() | MARK_SEEN)
                 verdict = queued.repeat
         except Refused as refusal:
@@ -441,8 +447,8 @@ class SlowPath(threading.Thread):
 
     def _teach(self, packet: Any, first: First, decision: Decision, rule: CompiledSecurityRule, world: World) -> None:
         """Let C repeat what has just been installed, if it may."""
-        basis = None if self._dispatch is None else self._dispatch.basis_of(world)
-        if self._dispatch is None or basis is None or not (decision.discard or self._quotas.unlimited):
+        basis = self._dispatch.basis_of(world)
+        if basis is None or not (decision.discard or self._quotas.unlimited):
             return
         nat = None if decision.translation is None else nat_rule_of(first, world)
         self._dispatch.learn(basis, packet, first.key, decision, rule, nat)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from dataplane.commands import handlers
+from dataplane.commit import Committer
 from dataplane.control import Handler
 from dataplane.counters import GlobalCounters, HitCounts
 from dataplane.engine import Engine
@@ -84,7 +85,7 @@ class Bench:
             slowpath=SimpleNamespace(world=world),
             offload=SimpleNamespace(running=True, reason=lambda _session: "not-established"),
         )
-        self._handlers: dict[str, Handler] = handlers(cast(Engine, engine))
+        self._handlers: dict[str, Handler] = handlers(cast(Engine, engine), cast(Committer, None))
 
     def ask(self, command: str, **arguments: object) -> list[Any]:
         """The rows of an answer."""

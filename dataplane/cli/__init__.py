@@ -7,6 +7,7 @@ import click
 
 from dataplane.cli.base import Program
 from dataplane.cli.clear import clear
+from dataplane.cli.commit import commit, rollback, show_config
 from dataplane.cli.match import test_group
 from dataplane.cli.service import check, run
 from dataplane.cli.show import show
@@ -18,5 +19,6 @@ def main() -> None:
     """A session-based firewall."""
 
 
-for command in (run, check, show, clear, test_group):
+show.add_command(show_config)
+for command in (run, check, commit, rollback, show, clear, test_group):
     main.add_command(command)
