@@ -75,7 +75,8 @@ static struct rematch_class class_of(const struct class_starts *starts, const st
 		.nat_rule = s->nat_rule,
 		.application = s->application,
 		.port = port_of(starts, s, kind),
-		.zone = {key->zone, s->key[1].zone},
+		.from_zone = key->zone,
+		.to_zone = s->key[1].zone,
 		.proto = key->proto,
 		.kind = kind,
 	};

@@ -378,7 +378,8 @@ struct rematch_class {
 	uint32_t nat_rule;
 	uint16_t application;
 	uint16_t port;               /* interval; REMATCH_TO_HOST: the port itself, translated, host order */
-	uint8_t  zone[2];            /* of c2s, of s2c */
+	uint8_t  from_zone;
+	uint8_t  to_zone;
 	uint8_t  proto;
 	uint8_t  kind;               /* enum rematch_kind */
 	uint32_t sessions;           /* how many there are */

@@ -447,7 +447,7 @@ class Engine:
         with self._catching_up:
             while hits := self.table.take_hits():
                 for rule, n in hits:
-                    self.hits.add(self.names.rules.name(rule), n)
+                    self.hits.add(rule, n)
             while sessions := self.table.take_begun():
                 self._write_lines(self.records.begun(sessions))
 

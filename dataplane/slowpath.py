@@ -440,7 +440,7 @@ class SlowPath(threading.Thread):
             raise
         if rule is not None:
             self._teach(packet, first, decision, rule, world)
-        self._begun(session_id, rule)
+        self._begun(session_id, rule, decision.rule)
         if decision.discard:
             self._refuse(payload, packet.l4, first, rule, world, queued.get_hw())
         return not decision.discard
@@ -476,7 +476,7 @@ class SlowPath(threading.Thread):
             self._inspection.failed(match)
             return isinstance(error, AlreadyInstalled)
         self._inspection.installed(match, session_id)
-        self._begun(session_id, self._rule(match.decision.rule))
+        self._begun(session_id, self._rule(match.decision.rule), match.decision.rule)
         return True
 
     def _rule(self, number: int) -> CompiledSecurityRule | None:
@@ -508,10 +508,10 @@ class SlowPath(threading.Thread):
             self._table.open_pool(translation.source)
         return self._quotas.install(key, decision, length)
 
-    def _begun(self, session_id: int, rule: CompiledSecurityRule | None) -> None:
+    def _begun(self, session_id: int, rule: CompiledSecurityRule | None, number: int) -> None:
         """A hit of the rule, and the record that it wants."""
         if rule is not None:
-            self._hits.add(rule.name)
+            self._hits.add(number)
             self._log(session_id, rule)
 
     def _log(self, session_id: int, rule: CompiledSecurityRule) -> None:

@@ -10,6 +10,7 @@ waiting was stopped before anybody confirmed it: then the version before is what
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ class Versions:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
             raise DataplaneError(f"the version cannot be kept: {part}: {error.strerror}") from None
         return part
 

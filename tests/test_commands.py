@@ -374,8 +374,8 @@ def test_a_shared_port_counts_once_for_each_session_that_may_have_it(bench):
 
 def test_hits_of_rules(bench):
     """Every rule is listed, in order; times only where there was a hit."""
-    bench.hits.add("web only")
-    bench.hits.add("web only")
+    bench.hits.add(bench.names.rules.find("web only"))
+    bench.hits.add(bench.names.rules.find("web only"))
     rows = bench.ask("show rule-hit-count")
     assert [(row["rule"], row["hit_count"]) for row in rows] == [
         ("no-dns", 0),
