@@ -29,7 +29,7 @@ from dataplane.offload import Offload
 from dataplane.policy.applications import ICMP, TCP, UDP
 from dataplane.policy.changes import RuleIds, identify
 from dataplane.policy.compile import CompiledPolicy, compile_policy
-from dataplane.policy.model import Config
+from dataplane.policy.model import Config, NatType
 from dataplane.quotas import Quotas
 from dataplane.records import Records
 from dataplane.rematch import Judge, Outcome, preview, rematch
@@ -262,12 +262,14 @@ class Engine:
 
     def _take_up(self, candidate: Candidate) -> None:
         self.dispatch.forget()
-        hooks = self._hooks()
+        before = self._hooks()
         self.config, self.policy, self.ids = candidate
-        if self._hooks() != hooks:
-            self._backend.install(self._hooks())
+        after = self._hooks()
+        if after != before:
+            self._backend.install(after)
         self._load_settings()
         self._host_changed("link")
+        self._sysctls.release(set(before.interfaces) - set(after.interfaces))
 
     def _judge(self, policy: CompiledPolicy, ids: RuleIds, before: CompiledPolicy, ids_before: RuleIds) -> Judge:
         world = self._world_of(policy, (), ())
@@ -422,16 +424,13 @@ class Engine:
         """Sessions translated to an address that their interface has exchanged for another end: nobody answers for it
         any more. While there is no other one, it may come back."""
         world = self.slowpath.world
-        rules = world.nat_rules()
-        for session in self.table.scan():
-            rule = None if session.nat_rule is None else rules.get(session.nat_rule)
-            if rule is None or rule.pool is None or rule.pool.interface is None or not session.source_nat:
+        for number, rule in world.nat_rules().items():
+            link = None if rule.pool is None else world.links.by_name(rule.pool.interface or "")
+            if link is None or world.interface_address(link.name, rule.nat_type is NatType.IPV4) is None:
                 continue
-            link = world.links.by_name(rule.pool.interface)
-            if link is None or world.interface_address(link.name, session.c2s.family == 4) is None:
-                continue
-            if session.s2c.dst not in link.addresses:
-                self._end(session, lib.SESSION_ADDRESSCHANGE)
+            for session in self.table.scan(self.table.filter(nat_rule=number)):
+                if session.source_nat and session.s2c.dst not in link.addresses:
+                    self._end(session, lib.SESSION_ADDRESSCHANGE)
 
     def _end(self, session: Session, counter: int) -> None:
         """Because of what became of the host; its record says `unknown`."""

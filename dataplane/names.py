@@ -32,6 +32,10 @@ class Numbering:
         self._latest[name] = number
         return number
 
+    def find_id(self, id: str) -> int | None:
+        """The number of what has this id, or None if nothing ever had."""
+        return self._numbers.get(id)
+
     def id(self, number: int) -> str:
         return self._ids[number]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dataplane.dispatch import Starts, starts_of
-from dataplane.ffi import ffi, lib
+from dataplane.ffi import lib
 from dataplane.flow import Session
 from dataplane.names import Names
 from dataplane.nat import InterfaceAddress, NoAddress, translate
@@ -25,7 +25,7 @@ from dataplane.policy.changes import NAT, SECURITY
 from dataplane.policy.compile import CompiledNatRule, CompiledPolicy, Pool
 from dataplane.policy.model import Action, SourceType
 from dataplane.policy.prefix import Unmappable
-from dataplane.sessions import REMATCH_SLOTS, STATES, ClassStarts, LiveClass, SessionTable
+from dataplane.sessions import REMATCH_SLOTS, ClassStarts, LiveClass, SessionTable
 from dataplane.slowpath import First, World, nat_rule_of
 
 Cause = tuple[str, str]
@@ -129,9 +129,7 @@ class Judge:
     def translated_otherwise(self) -> Iterator[Session]:
         """Sessions whose NAT rule has changed, and would not translate them as it has."""
         for id in self._changed_nat:
-            session_filter = ffi.new("struct session_filter *")
-            session_filter.nat_rule = self.names.nat_rules.number("", id) + 2
-            for session in self._table.scan(session_filter):
+            for session in self._table.scan(self._table.filter(nat_rule=self.names.nat_rules.find_id(id))):
                 if session.type == "FLOW" and session.state == "ACTIVE" and not self._gives(session):
                     yield session
 
@@ -272,9 +270,7 @@ def rematch(table: SessionTable, judge: Judge, rule_numbers: Sequence[int]) -> O
     for session in judge.translated_otherwise():
         if table.close_session(session.id, "policy-deny", session.generation):
             outcome.add_translated(judge.names, session)
-    refused = ffi.new("struct session_filter *")
-    refused.state = STATES.index("DISCARD") + 1
-    table.close_matching(refused, "policy-deny")  # whoever is allowed now need not wait for their timer
+    table.close_matching(table.filter(state="DISCARD"), "policy-deny")  # who is allowed now need not wait for a timer
     return outcome
 
 

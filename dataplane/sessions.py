@@ -331,6 +331,13 @@ class SessionTable:
             if not following[0]:
                 return
 
+    def filter(self, nat_rule: int | None = None, state: str | None = None) -> Any:
+        """A `struct session_filter` for the sessions of one NAT rule (its number), or in one state."""
+        made = ffi.new("struct session_filter *")
+        made.nat_rule = 0 if nat_rule is None else nat_rule + 2
+        made.state = 0 if state is None else STATES.index(state) + 1
+        return made
+
     def count_matching(self, session_filter: Any) -> int:
         """How many sessions pass the filter."""
         return int(lib.table_count_all(self.pointer, session_filter))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -111,5 +112,7 @@ def candidate(file: Path | None, runtime_dir: Path) -> dict[str, Any]:
 
 def user() -> str:
     """Who asks, for the list of versions."""
-    name = os.environ.get("SUDO_USER") or os.environ.get("USER") or str(os.getuid())
-    return name if name.isprintable() else str(os.getuid())
+    try:
+        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

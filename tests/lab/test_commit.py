@@ -24,6 +24,7 @@ from tests.lab.firewall import Firewall
 from tests.lab.lab import IN0, SERVER, Lab, poll
 from tests.lab.offloaded import assert_stream, until_offloaded
 from tests.lab.polling import LabError
+from tests.lab.servers import Channel
 
 WEB, MAIL, TRANSLATED, SSH = 8080, 8025, 8443, 22
 POOL, OTHER_POOL = "10.2.0.50", "10.2.0.51"
@@ -174,12 +175,19 @@ class TestTakingEffect:
 
     def test_an_interface_joins_and_leaves_a_zone(self, lab, firewall):
         """Its packets meet the policy from the commit on, and are nobody's business after the next."""
-        installed = "iptables-save; nft list ruleset"
-        wider = [*zones(), {"name": "dmz", "interfaces": ["dmz0"]}]
-        commit(firewall, changed(zones=wider))
-        assert "dmz0" in lab.run("firewall", ["sh", "-c", installed]).stdout
-        commit(firewall, CONFIG)
-        assert "dmz0" not in lab.run("firewall", ["sh", "-c", installed]).stdout
+        lab.run("firewall", ["ip", "link", "add", "dmz0", "type", "veth", "peer", "name", "dmz1"], check=True)
+        try:
+            before = firewall.footprint()
+            commit(firewall, changed(zones=[*zones(), {"name": "dmz", "interfaces": ["dmz0"]}]))
+            joined = firewall.footprint()
+            assert "dmz0" in joined["iptables"] + joined["nftables"]
+            assert joined["sysctls"] != before["sysctls"]
+            commit(firewall, CONFIG)
+            left = firewall.footprint()
+            assert "dmz0" not in left["iptables"] + left["nftables"]
+            assert left["sysctls"] == before["sysctls"]
+        finally:
+            lab.run("firewall", ["ip", "link", "del", "dmz0"], check=True)
 
     def test_a_session_whose_interface_changes_its_zone_ends(self, lab, firewall):
         """The same addresses from another zone are another flow."""
@@ -506,3 +514,46 @@ def ask_in_vain(firewall: Firewall, config: dict[str, Any]) -> None:
         ask(firewall, "commit", config=config, user="me", source="test")
     except DataplaneError:
         pass
+
+
+class TestChildren:
+    """A data connection that no rule would allow by itself: it goes the way of its control connection."""
+
+    WITH_FTP = changed(
+        services=CONFIG["services"] | {"ftp": port(21)},
+        security_rules=[rule("ftp", service=["ftp"]), rule("nothing-else", "deny")],
+    )
+
+    @contextmanager
+    def data_connection(self, lab: Lab) -> Iterator[tuple[socket.socket, socket.socket]]:
+        """Both ends of one that EPSV has announced, its control connection open beside it."""
+        with lab.listener("server", 21) as listening, lab.connect("client", (SERVER, 21)) as control:
+            server, _ = listening.accept()
+            with server, lab.listener("server", 0) as waiting:
+                channel = Channel(control, server)
+                channel.server_says(b"220 ready\r\n")
+                channel.client_says(b"EPSV\r\n")
+                announced = waiting.getsockname()[1]
+                channel.server_says(b"229 Entering Extended Passive Mode (|||%d|)\r\n" % announced)
+                with lab.connect("client", (SERVER, announced)) as client:
+                    accepted, _ = waiting.accept()
+                    with accepted:
+                        yield client, accepted
+
+    def test_it_stays_with_its_parent(self, lab, firewall):
+        """By whatever rule allows the control connection now."""
+        commit(firewall, self.WITH_FTP)
+        with self.data_connection(lab) as (client, server):
+            assert session_of(firewall, client)["rule"] == "ftp"
+            own = self.WITH_FTP["security-rules"]
+            commit(firewall, {**self.WITH_FTP, "security-rules": [rule("special", service=["ftp"]), *own]})
+            assert session_of(firewall, client)["rule"] == "special"
+            assert_stream(client, server)
+
+    def test_it_ends_with_its_parent(self, lab, firewall):
+        """The control connection is denied, so both end."""
+        commit(firewall, self.WITH_FTP)
+        with self.data_connection(lab) as (client, _server):
+            own = client.getsockname()[1]
+            assert "2 sessions ended" in commit(firewall, {**self.WITH_FTP, "security-rules": [rule("no", "deny")]})
+            poll(lambda: is_over(firewall, own), MOMENT, "the data connection's end")
