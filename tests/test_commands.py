@@ -16,6 +16,7 @@ from dataplane.errors import DataplaneError, UsageError
 from dataplane.ffi import lib
 from dataplane.flow import Decision, FlowKey, Translation
 from dataplane.names import Names
+from dataplane.policy.changes import identify
 from dataplane.policy.compile import compile_policy
 from dataplane.policy.load import parse
 from dataplane.routes import address_from_text as address
@@ -75,6 +76,7 @@ class Bench:
         engine = SimpleNamespace(
             config=config,
             policy=policy,
+            ids=identify(config),
             names=names,
             table=self.table,
             bindings=SimpleNamespace(held={"kept": 3, "whole": 1}.__getitem__),
