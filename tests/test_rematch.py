@@ -1,14 +1,25 @@
-"""Live sessions by classes, in C, against the plain sentence: which sessions agree in all that a policy looks at."""
+"""Live sessions by classes, in C, against the plain sentence: which sessions agree in all that a policy looks at; and
+what becomes of them after a commit, against what the slow path would decide for each now.
+"""
 
+import random
 from bisect import bisect_right
 from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataplane.flow import Decision, FlowKey, Session
-from dataplane.sessions import ClassStarts, SessionTable
+from dataplane.names import Names
+from dataplane.policy.compile import compile_policy
+from dataplane.policy.model import Config
+from dataplane.rematch import Judge, preview, rematch
+from dataplane.sessions import ClassStarts, InstallError, SessionTable
+from dataplane.slowpath import First, World, decide
+from tests.test_dispatch import Dispatcher, Palette, random_world, security_rule
 
 V4 = 0xFFFF << 32
 TCP, UDP, ICMP = 6, 17, 1
@@ -105,3 +116,48 @@ def test_refused_sessions_are_in_no_class(starts):
     table.install(key, Decision(True, 3, 5, 0, 7, 8), 60)
     assert table.live_classes(starts, 1) == []
     table.close()
+
+
+def numbered(world: World) -> tuple[World, Names]:
+    """As the engine numbers what is in a policy."""
+    names = Names(1000, HOST)
+    names.set_zones(world.policy.zone_ids)
+    names.applications.numbers(world.policy.applications.by_name)
+    rules = names.rules.numbers(rule.name for rule in world.policy.security_rules)
+    nat_rules = names.nat_rules.numbers(rule.name for rule in world.policy.nat_rules)
+    return replace(world, rule_numbers=rules, nat_rule_numbers=nat_rules), names
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_what_goes_on_is_what_would_begin_now(seed):
+    """Random rules after random rules: each session has the rule that decide() finds for its first packet, or ends."""
+    rng = random.Random(seed)
+    before, names = numbered(random_world(rng))
+    rules = [security_rule(rng, number) for number in range(rng.randint(1, 8))]
+    written = before.policy.config.model_dump(by_alias=True, mode="json", exclude_unset=True)
+    policy = compile_policy(Config.model_validate(written | {"security-rules": rules}), before.policy.zone_ids)
+    after = replace(before, policy=policy, rule_numbers=tuple(range(100, 100 + len(policy.security_rules))))
+    with Dispatcher(before, max_sessions=512) as firewall:
+        palette, packets = Palette(rng), {}
+        for sport in range(2000, 2150):
+            data, ifindex = palette.draw(sport)
+            try:
+                packets[firewall.first(data, ifindex)[0].key] = data, ifindex
+            except AssertionError:
+                continue  # C refuses it, or knows it already
+            with suppress(InstallError):
+                firewall.learn(data, ifindex)
+        live = {s.id: s for s in firewall.table.scan() if s.state == "ACTIVE" and s.c2s in packets}
+        ids = {rule.name: rule.name for rule in policy.nat_rules}
+        judge = Judge(firewall.table, names, before.policy, after, (ids, ids))
+        foreseen = preview(firewall.table, judge)
+        outcome = rematch(firewall.table, judge, after.rule_numbers)
+        assert foreseen == outcome
+        firewall.follow(after)
+        for session in live.values():
+            decision = decide(First(session.c2s, session.ingress, 0, True), after)[0]
+            now = alive(firewall.table, session.id)
+            assert (now.state == "CLOSING") == decision.discard
+            if not decision.discard and not session.host:
+                assert (now.rule, now.log_end) == (decision.rule, decision.log_end)
