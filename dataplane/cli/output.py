@@ -1,12 +1,18 @@
 """How an answer is printed: laid out as it arrives, or as JSON."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import cast
 
 from dataplane import text
+from dataplane.client import Answer
 from dataplane.errors import DataplaneError
+
+LONG = 1 << 18  # bytes of a list that are printed at the pace of any command
+LAST_IN_LINE = 19  # the nice value that takes what nobody else wants
 
 
 def emit(lines: Iterable[str]) -> None:
@@ -16,9 +22,44 @@ def emit(lines: Iterable[str]) -> None:
     sys.stdout.flush()
 
 
-def emit_list(rows: Iterable[object], layout: Callable[[Iterable[text.Json]], Iterator[str]], as_json: bool) -> None:
+def emit_list(rows: Answer, layout: Callable[[Iterable[text.Json]], Iterator[str]], as_json: bool) -> None:
     """Print rows as they arrive, laid out or as one JSON list."""
-    emit(json_list(rows) if as_json else layout(cast(Iterable[text.Json], rows)))
+    if as_json:
+        emit_json_list(rows)
+    else:
+        emit(layout(cast(Iterable[text.Json], rows)))
+
+
+def emit_json_list(rows: Answer) -> None:
+    """Print rows as one JSON list, an element a line, without a look at them."""
+    out, before = sys.stdout.buffer, b"[\n"
+    for block in patiently(rows.blocks()):
+        out.write(before + block)
+        before = b",\n"
+    out.write(b"[]\n" if before == b"[\n" else b"\n]\n")
+    out.flush()
+
+
+def patiently(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same blocks. Once they have become many, this process waits for whoever else wants the processor: packets
+    cannot wait, and who reads a long list can. A count or a short list is there at once whatever else goes on.
+    """
+    given, usual = 0, os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        for block in blocks:
+            yield block
+            if given < LONG <= given + len(block):
+                os.setpriority(os.PRIO_PROCESS, 0, LAST_IN_LINE)
+            given += len(block)
+    finally:
+        with suppress(PermissionError):  # the way back is root's privilege, and matters to a shell alone
+            os.setpriority(os.PRIO_PROCESS, 0, usual)
+
+
+def decoded(rows: Answer) -> Iterator[list[list[object]]]:
+    """Rows that are arrays, a list of them at a time."""
+    for block in patiently(rows.blocks()):
+        yield json.loads(b"[%b]" % block)
 
 
 def emit_object(rows: Iterator[object], layout: Callable[[text.Json], Iterator[str]], as_json: bool) -> None:

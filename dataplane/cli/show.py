@@ -7,7 +7,7 @@ import click
 
 from dataplane import filters, text
 from dataplane.cli.base import json_option, runtime_dir_option
-from dataplane.cli.output import emit, emit_list, emit_object, json_list
+from dataplane.cli.output import decoded, emit, emit_json_list, emit_list, emit_object, json_list
 from dataplane.cli.words import filter_words, session_selection
 from dataplane.client import request
 
@@ -29,11 +29,14 @@ def show_session() -> None:
 def show_session_all(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
     """List sessions; `count yes` in the filter prints their number instead."""
     arguments = session_selection(words)
-    rows = request(runtime_dir, "show session all", arguments)
+    columns = not (as_json or arguments["count"])
+    rows = request(runtime_dir, "show session all", arguments | {"columns": columns})
     if arguments["count"]:
         emit(map(str, rows))
+    elif columns:
+        emit(text.session_all(decoded(rows)))
     else:
-        emit_list(rows, text.session_all, as_json)
+        emit_json_list(rows)
 
 
 @show_session.command("id")
