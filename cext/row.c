@@ -53,7 +53,8 @@ static const char *state_of(const struct session *s, int dir)
 	return STATE[dir && s->type == SESSION_PREDICT ? SESSION_OPENING : s->state[0]];
 }
 
-static void put_side(struct text *text, const char *side, const struct session *s, int dir, const struct record_names *names)
+static void put_side(struct text *text, const char *side, const struct session *s, int dir,
+		     const struct record_names *names)
 {
 	const struct flow_key *key = &s->key[dir];
 
@@ -146,7 +147,8 @@ static void put_origin_and_end(struct text *text, const struct session *s, const
 		put(text, ",\"parent_session\":null");
 	put_field(text, ",\"prediction_triggered_by\":", predicted ? side : "null");
 	put_field(text, ",\"prediction_matched_once\":", predicted ? yes_no(s->type == SESSION_FLOW) : "null");
-	put_field(text, ",\"end_reason\":", s->end_reason == END_NONE ? "\"unknown\"" : word_of(&names->reason, s->end_reason));
+	put_field(text, ",\"end_reason\":",
+		  s->end_reason == END_NONE ? "\"unknown\"" : word_of(&names->reason, s->end_reason));
 }
 
 static void put_session(struct text *text, const struct session_copy *copy, const struct record_names *names,

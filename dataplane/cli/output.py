@@ -1,18 +1,14 @@
 """How an answer is printed: laid out as it arrives, or as JSON."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import cast
 
 from dataplane import text
+from dataplane.cli.priority import patiently
 from dataplane.client import Answer
 from dataplane.errors import DataplaneError
-
-LONG = 1 << 18  # bytes of a list that are printed at the pace of any command
-LAST_IN_LINE = 19  # the nice value that takes what nobody else wants
 
 
 def emit(lines: Iterable[str]) -> None:
@@ -38,22 +34,6 @@ def emit_json_list(rows: Answer) -> None:
         before = b",\n"
     out.write(b"[]\n" if before == b"[\n" else b"\n]\n")
     out.flush()
-
-
-def patiently(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same blocks. Once they have become many, this process waits for whoever else wants the processor: packets
-    cannot wait, and who reads a long list can. A count or a short list is there at once whatever else goes on.
-    """
-    given, usual = 0, os.getpriority(os.PRIO_PROCESS, 0)
-    try:
-        for block in blocks:
-            yield block
-            if given < LONG <= given + len(block):
-                os.setpriority(os.PRIO_PROCESS, 0, LAST_IN_LINE)
-            given += len(block)
-    finally:
-        with suppress(PermissionError):  # the way back is root's privilege, and matters to a shell alone
-            os.setpriority(os.PRIO_PROCESS, 0, usual)
 
 
 def decoded(rows: Answer) -> Iterator[list[list[object]]]:
