@@ -1,9 +1,11 @@
 """Long answers wait for whoever else wants the processor, and only they; nothing of it lasts."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from dataplane.cli.priority import AUTOGROUP, LONG, LOWEST, lowered, patiently
 
@@ -54,6 +56,43 @@ def test_the_session_is_lowered_too():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, start_new_session=True
     )
     assert done.stdout.split() == (["0", "19", "0"] if AUTOGROUP.exists() else ["-", "-", "-"])
+
+
+def nice_of(pid: int) -> str:
+    """Of its session; 0 where the kernel knows of none."""
+    group = Path("/proc", str(pid), "autogroup")
+    return group.read_text().split()[-1] if group.exists() else "0"
+
+
+def test_a_command_that_is_ended_leaves_its_session_as_it_was():
+    """Told to go, as `timeout` does: the shell that is left has the priority that it had."""
+    listing = (
+        "import os, signal; from dataplane.cli.priority import lowered\n"
+        "with lowered(): print(os.getpid(), flush=True); signal.pause()"
+    )
+    line = f"{sys.executable} -c '{listing}'; echo $?; cat"
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(["sh", "-c", line], cwd=ROOT, start_new_session=True, **pipes) as shell:
+        pid = int(shell.stdout.readline())
+        assert nice_of(shell.pid) == (str(LOWEST) if AUTOGROUP.exists() else "0")
+        os.kill(pid, signal.SIGTERM)
+        assert int(shell.stdout.readline()) == 128 + signal.SIGTERM
+        assert nice_of(shell.pid) == "0"
+        shell.stdin.close()
+
+
+def test_two_lists_in_one_session(monkeypatch, tmp_path):
+    """The second finds the session lowered and does not take that for how it was."""
+    group = tmp_path / "autogroup"
+    group.write_text("/autogroup-7 nice 0")
+    monkeypatch.setattr("dataplane.cli.priority.AUTOGROUP", group)
+    first, second = lowered(), lowered()
+    with first:
+        assert group.read_text() == str(LOWEST)
+        second.__enter__()
+    assert group.read_text() == "0"
+    second.__exit__(None, None, None)
+    assert group.read_text() == "0"
 
 
 def test_a_kernel_that_knows_no_groups(monkeypatch, tmp_path):

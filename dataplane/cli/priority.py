@@ -6,7 +6,9 @@ groups with a CPU weight neither counts: there the host's owner has decided who 
 """
 
 import os
-from collections.abc import Iterable, Iterator
+import signal
+import threading
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +17,7 @@ LOWEST = 19
 AUTOGROUP = Path("/proc/self/autogroup")  # "/autogroup-7 nice 0"
 
 
-def patiently(blocks: Iterable[bytes]) -> Iterator[bytes]:
+def patiently(blocks: Iterable[bytes]) -> Generator[bytes, None, None]:
     """The same blocks; from LONG bytes on they take what processor time nobody else wants."""
     left = iter(blocks)
     given = 0
@@ -35,11 +37,30 @@ def lowered() -> Iterator[None]:
     os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
     _set_group(LOWEST)
     try:
-        yield
+        with _unwinding():
+            yield
     finally:
-        _set_group(group)
+        if group != LOWEST:  # else another list has lowered it, and puts it back
+            _set_group(group)
         with suppress(PermissionError):  # the way back is root's, like the control socket
             os.setpriority(os.PRIO_PROCESS, 0, usual)
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """SIGTERM ends the process by an exception, or what `timeout` ends would leave its session where it is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+
+
+def _exit(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _group() -> int:

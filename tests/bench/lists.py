@@ -1,7 +1,7 @@
 """What the operator's lists take from the traffic, and how long they take.
 
-SESSIONS sessions lie in the table. One TCP stream crosses, first alone, then beside somebody who types without a pause:
-the whole list, those of one source, their number, each a process of its own, in a session of their own as a terminal is.
+SESSIONS sessions lie in the table. One TCP stream crosses, first alone, then beside somebody who types without a
+pause: the whole list, those of one source, their number, each a process of its own, all in a session as a terminal is.
 `kept` is the stream's rate beside them as a share of the rate alone, the median of rounds of which each measures both,
 one right after the other; `worst` the same of the lowest second beside them. `list` and `JSON` are the seconds that the
 whole list takes when nothing else goes on.
@@ -10,7 +10,7 @@ whole list takes when nothing else goes on.
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -116,7 +116,7 @@ def typist(firewall: Firewall) -> Iterator[Callable[[], int]]:
             os.killpg(shell.pid, signal.SIGKILL)
 
 
-def show(report: list[Mapping[str, Any]]) -> None:
+def show(report: Sequence[Mapping[str, Any]]) -> None:
     """The table, a line a way."""
     print(f"\nBeside an operator who lists, filters and counts {SESSIONS:,} sessions without a pause\n")
     heads = ["TCP Gbit/s", "beside", "kept", "worst second", "cycles", "list s", "JSON s"]

@@ -2,18 +2,17 @@
 
     client 10.1.0.2 --- in0 trust [ firewall ] untrust out0 --- server 10.2.0.2, and nobody at 10.2.0.200
 
-All but the first of them are begun by the dispatch cache. How fast the lists are, and what they take from the stream, is
-measured by the bench (tests/bench/lists.py); here they must be right, and the stream must not break.
+All but the first of them are begun by the dispatch cache. How fast the lists are, and what they take from the stream,
+is measured by the bench (tests/bench/lists.py); here they must be right, and the stream must not break.
 """
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 
@@ -31,6 +30,15 @@ INTERVAL = "0.5"  # seconds of the stream that are told apart
 CONTROL_THREADS = 16  # of the daemon
 CLIENT_MEMORY = 48 << 20  # bytes: an interpreter and some blocks; the list as JSON has a hundred million
 DAEMON_GROWTH = 8 << 20  # bytes
+
+
+class Entry(NamedTuple):
+    """Of a session in a list."""
+
+    id: int
+    dst: str
+    sport: int
+    dport: int
 
 
 @dataclass(frozen=True)
@@ -99,29 +107,46 @@ def printed(firewall: Firewall, *words: str) -> str:
     return done.stdout
 
 
-def of_crowd(listed: list[dict[str, Any]]) -> set[tuple[int, int]]:
+def listed(firewall: Firewall, *words: str) -> list[Entry]:
+    """The list as JSON, read line by line: as a whole it would take half a gigabyte here."""
+    command = command_line(firewall, "--json", *words)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as listing:
+        assert listing.stdout is not None
+        first, *entries, last = map(entry, listing.stdout)
+    assert (listing.returncode, first, last) == (0, None, None)
+    return [one for one in entries if one is not None]
+
+
+def entry(line: bytes) -> Entry | None:
+    """What is looked at of an element's line; None for a bracket."""
+    if len(line) < 3:
+        return None
+    row = json.loads(line.rstrip(b",\n"))
+    return Entry(row["id"], row["c2s"]["dst"], row["c2s"]["sport"], row["c2s"]["dport"])
+
+
+def of_crowd(entries: list[Entry]) -> set[tuple[int, int]]:
     """Ports of both ends of those that ask nobody."""
-    flows = [one["c2s"] for one in listed if one["c2s"]["dst"] == NOBODY]
-    pairs = {(flow["sport"], flow["dport"]) for flow in flows}
-    assert len(pairs) == len(flows)
-    return pairs
+    pairs = [(one.sport, one.dport) for one in entries if one.dst == NOBODY]
+    assert len({*pairs}) == len(pairs)
+    return {*pairs}
 
 
 def test_every_session_is_listed_once(place):
     """As JSON and as text: no id twice, nobody left out, while the stream flows."""
     everybody = {(source, number) for source in SOURCES for number in PORTS}
     with stream(place.lab):
-        listed = json.loads(printed(place.firewall, "--json"))
+        entries = listed(place.firewall)
         lines = printed(place.firewall).splitlines()
-    ids = [one["id"] for one in listed]
+    ids = [one.id for one in entries]
     assert ids == sorted(set(ids))
-    assert of_crowd(listed) == everybody
+    assert of_crowd(entries) == everybody
     heads, tails = lines[4::2], lines[5::2]
     own = {int(head.split()[0]): tail for head, tail in zip(heads, tails, strict=True)}
     assert len(own) == len(heads)
-    for one in listed:
-        if one["c2s"]["dst"] == NOBODY:
-            assert f" {NOBODY}[{one['c2s']['dport']}]/untrust  (" in own[one["id"]]
+    for one in entries:
+        if one.dst == NOBODY:
+            assert f" {NOBODY}[{one.dport}]/untrust  (" in own[one.id]
 
 
 def test_filters_counts_and_starts_hold(place):
@@ -129,26 +154,24 @@ def test_filters_counts_and_starts_hold(place):
     one, other = SOURCES
     to_nobody = ("filter", "destination", NOBODY)
     with stream(place.lab):
-        half = json.loads(printed(place.firewall, "--json", *to_nobody, "source-port", str(one)))
-        alone = json.loads(printed(place.firewall, "--json", *to_nobody, "destination-port", "10007"))
+        half = listed(place.firewall, *to_nobody, "source-port", str(one))
+        alone = listed(place.firewall, *to_nobody, "destination-port", "10007")
         number = printed(place.firewall, *to_nobody, "count", "yes")
         half_number = printed(place.firewall, *to_nobody, "source-port", str(other), "count", "yes")
-        middle = half[len(half) // 2]["id"]
-        rest = json.loads(
-            printed(place.firewall, "--json", "start-at", str(middle), *to_nobody, "source-port", str(one))
-        )
+        middle = half[len(half) // 2].id
+        rest = listed(place.firewall, "start-at", str(middle), *to_nobody, "source-port", str(one))
     assert of_crowd(half) == {(one, number) for number in PORTS}
     assert of_crowd(alone) == {(one, 10007), (other, 10007)}
     assert (number, half_number) == (f"{CROWD_SIZE}\n", f"{CROWD_SIZE // 2}\n")
-    assert [row["id"] for row in rest] == [row["id"] for row in half if row["id"] >= middle]
+    assert rest == [entry for entry in half if entry.id >= middle]
 
 
 def test_a_list_and_a_single_session_say_the_same(place):
     """`show session id` of what is listed."""
-    (listed,) = ask(place.firewall, "show session all", filter={"destination-port": "10007", "source-port": "20001"})
-    (alone,) = ask(place.firewall, "show session id", id=listed["id"])
-    assert alone | {"time_to_live": 0} == listed | {"time_to_live": 0}
-    assert (list(alone), list(alone["c2s"])) == (list(listed), list(listed["c2s"]))
+    (in_list,) = ask(place.firewall, "show session all", filter={"destination-port": "10007", "source-port": "20001"})
+    (alone,) = ask(place.firewall, "show session id", id=in_list["id"])
+    assert alone | {"time_to_live": 0} == in_list | {"time_to_live": 0}
+    assert (list(alone), list(alone["c2s"])) == (list(in_list), list(in_list["c2s"]))
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
@@ -167,13 +190,10 @@ def test_who_reads_the_beginning_only_ends_both_sides(place, options):
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
 def test_memory_does_not_grow_with_the_list(place, options):
     """Neither the client's nor the daemon's."""
-    printed(place.firewall, *options)
+    command = ["prlimit", f"--data={CLIENT_MEMORY}", *command_line(place.firewall, *options)]
+    subprocess.run(command, stdout=subprocess.DEVNULL, cwd=ROOT, timeout=120, check=True)
     before = resident(place.firewall.pid)
-    listing = subprocess.Popen(command_line(place.firewall, *options), stdout=subprocess.DEVNULL, cwd=ROOT)
-    _, status, used = os.wait4(listing.pid, 0)
-    listing.returncode = os.waitstatus_to_exitcode(status)
-    assert listing.returncode == 0
-    assert used.ru_maxrss * 1024 < CLIENT_MEMORY
+    subprocess.run(command, stdout=subprocess.DEVNULL, cwd=ROOT, timeout=120, check=True)
     assert resident(place.firewall.pid) < before + DAEMON_GROWTH
 
 
