@@ -73,6 +73,8 @@ def test_a_command_that_is_ended_leaves_its_session_as_it_was():
     line = f"{sys.executable} -c '{listing}'; echo $?; cat"
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(["sh", "-c", line], cwd=ROOT, start_new_session=True, **pipes) as shell:
+        assert shell.stdin is not None
+        assert shell.stdout is not None
         pid = int(shell.stdout.readline())
         assert nice_of(shell.pid) == (str(LOWEST) if AUTOGROUP.exists() else "0")
         os.kill(pid, signal.SIGTERM)
