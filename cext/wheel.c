@@ -18,6 +18,8 @@
 #define SWEEP_SLOTS 65536
 #define BATCH 64
 
+_Static_assert(SESSION_END_UNKNOWN - SESSION_END_THREAT == END_UNKNOWN, "ends are counted by their reason");
+
 void wheel_init(struct table *t, uint32_t now)
 {
 	t->wheel_tick = now;
@@ -120,6 +122,17 @@ static uint32_t take_due(struct table *t, uint32_t now, uint32_t *ids, uint32_t 
 	return n;
 }
 
+uint32_t table_lag(struct table *t)
+{
+	uint32_t tick;
+
+	spin_lock(&t->wheel_lock);
+	tick = t->wheel_tick;
+	spin_unlock(&t->wheel_lock);
+	tick = table_now() - tick;
+	return (int32_t)tick < 0 ? 0 : tick;
+}
+
 /* True if the session, in hand, has ended and was copied; else it is back in the wheel, or its slot has begun another
  * life meanwhile (a DISCARD session may be evicted at any time) and is not ours to judge. */
 static bool judge(struct table *t, uint32_t id, uint32_t now, struct session_copy *ended)
@@ -146,6 +159,7 @@ static bool judge(struct table *t, uint32_t id, uint32_t now, struct session_cop
 			session_set_closing(t, s, END_AGED_OUT);
 		session_set_closed(s);
 		session_copy_out(t, s, ended);
+		count_in(t->counter[SHARD_AGER], (enum counter)(SESSION_END_THREAT + s->end_reason), 1);
 	} else {
 		wheel_insert(t, s, due);
 	}

@@ -4,6 +4,7 @@ from dataplane.text.base import Json
 from dataplane.text.counters import alg, counters, rule_hit_count
 from dataplane.text.policy import ippool, nat_match, nat_policy, security_match, security_policy
 from dataplane.text.sessions import INFO_TIMEOUTS, session_all, session_id, session_info, session_meter
+from dataplane.text.top import queues, resource_monitor, top
 from dataplane.text.yaml import config
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "ippool",
     "nat_match",
     "nat_policy",
+    "queues",
+    "resource_monitor",
     "rule_hit_count",
     "security_match",
     "security_policy",
@@ -22,4 +25,5 @@ __all__ = [
     "session_id",
     "session_info",
     "session_meter",
+    "top",
 ]
