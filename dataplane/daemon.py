@@ -21,6 +21,7 @@ from dataplane.commands import handlers
 from dataplane.control import ControlServer
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError, DataplaneError
+from dataplane.exporter import Exporter
 from dataplane.policy.load import load
 
 # Seconds after which a busy thread lets another one have the interpreter: a first packet waits at most so long for the
@@ -50,12 +51,14 @@ def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
 
 def _serve(engine: Engine, runtime_dir: Path, ending: threading.Event) -> int:
     control = ControlServer(runtime_dir / "control.sock", handlers(engine))
+    exporter = Exporter(engine)
     engine.start()
     sys.setswitchinterval(SWITCH_INTERVAL)
     # What lives now lives to the end: the collector need not walk over ten thousand rules again and again.
     gc.collect()
     gc.freeze()
     try:
+        exporter.start()
         control.start()
         _notify("READY=1")
         log.info("ready: %d zones, %d security rules", len(engine.config.zones), len(engine.policy.security_rules))
@@ -64,6 +67,7 @@ def _serve(engine: Engine, runtime_dir: Path, ending: threading.Event) -> int:
         _notify("STOPPING=1")
     finally:
         control.stop()
+        exporter.stop()
         if engine.failed.is_set():
             engine.abandon()
         else:

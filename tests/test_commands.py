@@ -322,9 +322,9 @@ def test_counters_are_filtered_by_the_daemon(bench):
 def test_one_counter_by_its_name(bench):
     """A name that no counter has is refused."""
     assert [row["name"] for row in bench.ask("show counter global", name="pkt_recv")] == ["pkt_recv"]
-    for name in ("no_such_counter", 5, ["pkt_recv"]):
+    for wrong in ("no_such_counter", 5, ["pkt_recv"]):
         with pytest.raises(UsageError):
-            bench.ask("show counter global", name=name)
+            bench.ask("show counter global", name=wrong)
 
 
 def test_a_delta_is_the_callers_own(bench):
@@ -333,9 +333,9 @@ def test_a_delta_is_the_callers_own(bench):
         bench.table.count(lib.FLOW_POLICY_DENY, 3)
         (row,) = bench.ask("show counter global", caller=caller, filter={"delta": "yes", "value": "non-zero"})
         assert row["value"] == (3 if caller.endswith("1") else 6)
-    for caller in (None, 7, "x" * 201):
+    for nobody in (None, 7, "x" * 201):
         with pytest.raises(UsageError):
-            bench.ask("show counter global", caller=caller, filter={"delta": "yes"})
+            bench.ask("show counter global", caller=nobody, filter={"delta": "yes"})
 
 
 def test_queues_that_nobody_has_bound(bench):
