@@ -17,7 +17,6 @@ void table_set_clamps(struct table *t, const uint32_t *ifindex, const uint16_t *
 void table_read_stats(struct table *t, struct table_stats *stats);
 void table_read_counters(struct table *t, uint64_t *counters);   /* COUNTERS sums over all shards */
 void table_read_shard(struct table *t, uint32_t shard, uint64_t *counters);   /* of one shard */
-uint32_t table_lag(struct table *t);                      /* ticks by which the ager is behind; 0 or 1 is in time */
 void table_count(struct table *t, uint32_t shard, uint32_t counter, uint64_t n);
 uint32_t table_now(void);                                 /* the current tick */
 

@@ -122,17 +122,6 @@ static uint32_t take_due(struct table *t, uint32_t now, uint32_t *ids, uint32_t 
 	return n;
 }
 
-uint32_t table_lag(struct table *t)
-{
-	uint32_t tick;
-
-	spin_lock(&t->wheel_lock);
-	tick = t->wheel_tick;
-	spin_unlock(&t->wheel_lock);
-	tick = table_now() - tick;
-	return (int32_t)tick < 0 ? 0 : tick;
-}
-
 /* True if the session, in hand, has ended and was copied; else it is back in the wheel, or its slot has begun another
  * life meanwhile (a DISCARD session may be evicted at any time) and is not ours to judge. */
 static bool judge(struct table *t, uint32_t id, uint32_t now, struct session_copy *ended)

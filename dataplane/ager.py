@@ -2,7 +2,7 @@
 
 It also does, once a second, what must not wait for traffic: the rates of `show session info`, the list of ports that
 sockets of the firewall hold, and the count of packets that the kernel has dropped before anybody here saw them. How
-late it was itself it asks the wheel before each look.
+late it is itself it knows from when the look before began: what was not due then may have been a moment later.
 """
 
 import logging
@@ -47,7 +47,7 @@ class Ager(threading.Thread):
     ) -> None:
         super().__init__(name="ager", daemon=True)
         self.rates = Rates()
-        self.lag = 0.0  # seconds, the longest of the last whole second
+        self.lag = 0.0  # seconds: the most that it was behind() in the last whole second
         self.deepest: Counter[int] = Counter()  # queue -> packets that were seen to wait in it, once a second, at most
         self._table = table
         self._begun = begun
@@ -57,6 +57,7 @@ class Ager(threading.Thread):
         self._queue_drops = 0
         self._ending = threading.Event()
         self._longest = 0.0
+        self._looked = time.monotonic()  # when the last look that was finished began
         self._sampled = time.monotonic()
         self._last = table.counters()
 
@@ -80,7 +81,7 @@ class Ager(threading.Thread):
 
     def expire(self) -> None:
         """End everything whose time is over now."""
-        self._longest = max(self._longest, self._table.lag)
+        begun = time.monotonic()
         while True:
             sessions = self._table.expire()
             try:
@@ -91,7 +92,14 @@ class Ager(threading.Thread):
                 self._leaving(sessions)
                 self._table.free(sessions)
             if len(sessions) < EXPIRE_BATCH:
-                return
+                break
+        self._longest = max(self._longest, self.behind)
+        self._looked = begun
+
+    @property
+    def behind(self) -> float:
+        """Seconds, beyond a tick, for which a session that is due may have waited already. Any thread."""
+        return max(time.monotonic() - self._looked - TICK, 0.0)
 
     def _every_second(self) -> None:
         now, counters = time.monotonic(), self._table.counters()

@@ -131,9 +131,6 @@ class Exporter:
 class Request(BaseHTTPRequestHandler):
     """One request and its answer; the connection ends with it. Raises OSError when the client is too slow or gone."""
 
-    server_version = "dataplane"
-    sys_version = ""
-
     def __init__(self, connection: socket.socket, scrapes: "Scrapes") -> None:
         self._scrapes = scrapes
         super().__init__(connection, ("", 0), None)  # type: ignore[arg-type] # it asks its server nothing
@@ -161,6 +158,9 @@ class Request(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     do_HEAD = do_GET
+
+    def version_string(self) -> str:
+        return "dataplane"
 
     def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)

@@ -137,7 +137,9 @@ class EngineCollector(Collector):
             sum_value=waits.total,
         )
         yield gauge(
-            "dataplane_ager_lag_seconds", "By how much the ager is behind; a tenth is in time", self._engine.table.lag
+            "dataplane_ager_lag_seconds",
+            "Beyond a tenth of a second, how long a due session waits",
+            self._engine.ager.behind,
         )
         used = CounterMetricFamily("dataplane_thread_cpu_seconds", "Processor time of a thread", labels=["thread"])
         for name, seconds in self._engine.resources.loads.seconds().items():

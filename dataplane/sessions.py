@@ -309,11 +309,6 @@ class SessionTable:
         lib.table_read_shard(self.pointer, shard, values)
         return {name: values[i] for i, name in enumerate(COUNTERS) if name != "drops_end"}
 
-    @property
-    def lag(self) -> float:
-        """Seconds by which the ager is behind just now; up to a tick is in time."""
-        return int(lib.table_lag(self.pointer)) / TICKS
-
     # ---- ends ----
 
     def close_session(self, session_id: int, reason: str, generation: int = 0) -> bool:
