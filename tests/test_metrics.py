@@ -2,9 +2,7 @@
 
 import json
 import re
-import shutil
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +29,7 @@ from dataplane.policy.load import parse
 from dataplane.policy.model import MetricsSettings
 from dataplane.routes import address_from_text as address
 from tests.lab.polling import poll
+from tests.promtool import complaints
 from tests.test_commands import OUTSIDE, Bench
 
 DASHBOARD = Path(__file__).parent.parent / "config" / "grafana" / "dataplane.json"
@@ -151,16 +150,19 @@ def test_the_work_is_done_once_a_second(bench, monkeypatch):
     assert scrapes.text("") != first
 
 
-def test_conventions(bench, tmp_path):
-    """Prefix, help, no unit that is not a base unit; Prometheus's own linter, where it is installed, agrees."""
+def test_conventions(bench):
+    """Prefix, help, no unit that is not a base unit."""
     _, body = Scrapes(cast(Engine, bench.engine)).text("")
     for family in text_string_to_metric_families(body.decode()):
         assert re.fullmatch(r"(dataplane|process)_[a-z][a-z0-9_]*", family.name)
         assert family.documentation
         assert not re.search(r"_(ms|milliseconds|kb|kbps|percent|count|total)$", family.name)
-    if promtool := shutil.which("promtool"):
-        done = subprocess.run([promtool, "check", "metrics"], input=body, capture_output=True)
-        assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+def test_prometheus_agrees(bench):
+    """Its linter has nothing to say."""
+    _, body = Scrapes(cast(Engine, bench.engine)).text("")
+    assert complaints(body.decode()) == ""
 
 
 # ---- the dashboard ----
