@@ -11,6 +11,8 @@ BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables
 FUZZ_PACKAGES  := clang libclang-rt-14-dev
 TEST_PACKAGES  := conntrack coturn curl ethtool iperf3 iputils-ping iputils-tracepath lftp netcat-openbsd sip-tester stun-client \
 	tcpdump tftp-hpa tftpd-hpa traceroute vsftpd
+# Of prometheus promtool alone: installed it would be a running service. The tests go on without it.
+TEST_UNPACKED  := prometheus
 # What `make bench` compares with. Of openvswitch-switch the programs alone: installed it would be a running service.
 BENCH_PACKAGES := libdpdk-dev openvswitch-common pkg-config
 BENCH_UNPACKED := openvswitch-switch
@@ -48,6 +50,7 @@ demo: build $(VENV)/.test-packages ## run the firewall between a client and a se
 	@$(PY) -m tests.lab.demo $(ARGS)
 
 test: build $(VENV)/.test-packages ## the whole suite, network namespaces included when root; ARGS go to pytest
+	-@$(MAKE) --no-print-directory build/prometheus
 	$(PY) -m pytest $(SPREAD) $(ARGS)
 	@$(MAKE) --no-print-directory asan
 
@@ -117,6 +120,11 @@ $(VENV)/.build-packages: Makefile
 
 $(VENV)/.test-packages: Makefile
 	$(call debian_packages,$(TEST_PACKAGES),echo "Going on without them.")
+
+build/prometheus: | $(VENV)/.test-packages
+	@mkdir -p build/packages
+	cd build/packages && apt-get -q -o APT::Sandbox::User=root download $(TEST_UNPACKED)
+	@mkdir -p $@.part && for package in build/packages/$(TEST_UNPACKED)_*.deb; do dpkg -x $$package $@.part; done && mv $@.part $@
 
 # The bench goes on without what cannot be had, and says so: hence `-` where these are asked for.
 $(VENV)/.bench-packages: Makefile pyproject.toml

@@ -58,7 +58,7 @@ class ControlServer:
     def start(self) -> None:
         """Listen; DataplaneError when another daemon answers at the path or the socket cannot be made."""
         try:
-            _remove_stale(self._path)
+            remove_stale(self._path)
             self._listener = listener = _listen(self._path)
         except OSError as error:
             raise DataplaneError(f"{self._path}: {error.strerror or error}") from error
@@ -137,7 +137,7 @@ class ControlServer:
             yield row if isinstance(row, Lines) else _encode({"row": row})
 
 
-def _remove_stale(path: Path) -> None:
+def remove_stale(path: Path) -> None:
     """Make room where a daemon died; DataplaneError where one lives, or where something else than a socket lies."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)

@@ -22,6 +22,7 @@ from dataplane.commit import Committer, first_config
 from dataplane.control import ControlServer
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError, DataplaneError
+from dataplane.exporter import Exporter
 from dataplane.versions import Versions
 
 # Seconds after which a busy thread lets another one have the interpreter: a first packet waits at most so long for the
@@ -55,6 +56,7 @@ def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
 def _serve(engine: Engine, committer: Committer, runtime_dir: Path, ending: threading.Event) -> int:
     control = ControlServer(runtime_dir / "control.sock", handlers(engine, committer))
     committer.begin()
+    exporter = Exporter(engine)
     engine.start()
     reload = stopping.listen_for_reload()
     sys.setswitchinterval(SWITCH_INTERVAL)
@@ -62,6 +64,7 @@ def _serve(engine: Engine, committer: Committer, runtime_dir: Path, ending: thre
     gc.collect()
     gc.freeze()
     try:
+        exporter.start()
         control.start()
         _notify("READY=1")
         log.info("ready: %d zones, %d security rules", len(engine.config.zones), len(engine.policy.security_rules))
@@ -73,6 +76,7 @@ def _serve(engine: Engine, committer: Committer, runtime_dir: Path, ending: thre
     finally:
         control.stop()
         committer.stop()
+        exporter.stop()
         if engine.failed.is_set():
             engine.abandon()
         else:

@@ -1,0 +1,189 @@
+"""The HTTP server that Prometheus asks: GET /metrics and nothing else, off unless the configuration says where.
+
+It is as hard to hold up as the control socket: CONNECTIONS threads wait in accept() and serve one connection at a time,
+further ones wait in the kernel's backlog. Whoever connects has READ_TIMEOUT seconds for his whole request of at most
+MAX_HEAD bytes and SEND_TIMEOUT to take the whole answer; then he is cut off. Nothing of the firewall waits for this.
+"""
+
+import io
+import logging
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dataplane.control import remove_stale
+from dataplane.engine import Engine
+from dataplane.errors import DataplaneError
+from dataplane.policy.listen import Listen, parse_listen
+
+if TYPE_CHECKING:
+    from dataplane.metrics import Scrapes
+
+CONNECTIONS = 4
+BACKLOG = 32  # of those that wait for one of them
+READ_TIMEOUT = 5.0  # seconds
+SEND_TIMEOUT = 10.0
+STOP_TIMEOUT = 5.0
+MAX_HEAD = 8192  # bytes of a request
+PATH = "/metrics"
+
+log = logging.getLogger(__name__)
+
+
+class Exporter:
+    """Serves an engine's metrics from start() to stop(), if its configuration wants that."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._path: Path | None = None
+        self._listener: socket.socket | None = None
+        self._threads: list[threading.Thread] = []
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()  # whoever holds it may hang up: no connection is closed meanwhile
+        self._connections: set[socket.socket] = set()
+
+    def start(self) -> None:
+        """Listen; DataplaneError where that cannot be done."""
+        written = self._engine.config.metrics.listen
+        if written is None:
+            return
+        from dataplane.metrics import Scrapes  # prometheus-client: who does not listen does not load it
+
+        scrapes = Scrapes(self._engine)
+        try:
+            self._listener = self._listen(parse_listen(written))
+        except OSError as error:
+            raise DataplaneError(f"metrics: {written}: {error.strerror or error}") from error
+        for number in range(CONNECTIONS):
+            thread = threading.Thread(
+                target=self._serve, args=(self._listener, scrapes), name=f"metrics-{number}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        log.info("metrics at %s", written)
+
+    def stop(self) -> None:
+        """Cut off every client and wait until no thread serves one. Does nothing unless started."""
+        if self._listener is None:
+            return
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+        with self._lock:
+            self._stopping.set()
+            for connection in (self._listener, *self._connections):
+                _hang_up(connection)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        for thread in self._threads:
+            thread.join(max(deadline - time.monotonic(), 0))
+        self._listener.close()
+        self._listener = None
+
+    def _listen(self, where: Listen) -> socket.socket:
+        if not where.path:
+            family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
+            return socket.create_server((where.host, where.port), family=family, backlog=BACKLOG)
+        path = Path(where.path)
+        remove_stale(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(where.path)
+            path.chmod(0o660)  # nobody can connect before listen()
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+        self._path = path
+        return listener
+
+    def _serve(self, listener: socket.socket, scrapes: "Scrapes") -> None:
+        while (connection := self._accept(listener)) is not None:
+            try:
+                Request(connection, scrapes)
+            except OSError as error:
+                log.debug("a scrape was not served: %s", error)
+            except Exception:
+                log.exception("a scrape failed")
+            finally:
+                with self._lock:
+                    self._connections.remove(connection)
+                    connection.close()
+
+    def _accept(self, listener: socket.socket) -> socket.socket | None:
+        """The next connection; None once the server stops."""
+        while not self._stopping.is_set():
+            try:
+                connection, _ = listener.accept()
+            except OSError as error:
+                if not self._stopping.wait(0.1):  # out of file descriptors, most likely: the cause lasts
+                    log.warning("accept: %s", error)
+                continue
+            with self._lock:
+                if not self._stopping.is_set():
+                    self._connections.add(connection)
+                    return connection
+            connection.close()
+        return None
+
+
+class Request(BaseHTTPRequestHandler):
+    """One request and its answer; the connection ends with it. Raises OSError when the client is too slow or gone."""
+
+    def __init__(self, connection: socket.socket, scrapes: "Scrapes") -> None:
+        self._scrapes = scrapes
+        super().__init__(connection, ("", 0), None)  # type: ignore[arg-type] # it asks its server nothing
+
+    def setup(self) -> None:
+        """The whole head is read before a byte of it is looked at, and the whole answer is made before it is sent."""
+        self.connection = self.request
+        self.rfile = io.BytesIO(_read_head(self.connection))
+        self.wfile = self._answer = io.BytesIO()
+
+    def finish(self) -> None:
+        self.connection.settimeout(SEND_TIMEOUT)
+        self.connection.sendall(self._answer.getvalue())
+
+    def do_GET(self) -> None:
+        if self.path.partition("?")[0] != PATH:
+            self.send_error(404, explain=f"metrics are at {PATH}")
+            return
+        content_type, body = self._scrapes.text(self.headers.get("Accept", ""))
+        self.send_response(200)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def version_string(self) -> str:
+        return "dataplane"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)
+
+
+def _read_head(connection: socket.socket) -> bytes:
+    """All of a request up to its empty line, or what came of it: the parser refuses the rest."""
+    deadline = time.monotonic() + READ_TIMEOUT
+    head = bytearray()
+    while b"\r\n\r\n" not in head and len(head) <= MAX_HEAD:
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        chunk = connection.recv(MAX_HEAD)
+        if not chunk:
+            raise ConnectionError("the request is cut short")
+        head += chunk
+    if b"\r\n\r\n" not in head:
+        raise ConnectionError(f"the request is longer than {MAX_HEAD} bytes")
+    return bytes(head)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    """Wake whoever waits on the socket; closing it alone would not."""
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # the other side was faster
