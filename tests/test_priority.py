@@ -102,5 +102,5 @@ def test_a_kernel_that_knows_no_groups(monkeypatch, tmp_path):
     monkeypatch.setattr("dataplane.cli.priority.AUTOGROUP", tmp_path / "none" / "autogroup")
     usual = priority()
     with lowered():
-        assert priority() == LOWEST
-    assert priority() == usual
+        assert (priority(), os.sched_getscheduler(0)) == (LOWEST, os.SCHED_IDLE)
+    assert (priority(), os.sched_getscheduler(0)) == (usual, os.SCHED_OTHER)
