@@ -1,10 +1,10 @@
 """The priority of a command that turns out to be long work: packets cannot wait, and who reads a long list can.
 
-A processor that runs nothing but SCHED_IDLE counts as idle when somebody else wakes up, so a worker is not put behind the
-list; a nice value alone would not do that. Both count only among the processes of one session where the kernel groups
-them so (sched_autogroup_enabled, as on most hosts), and that group has a value of its own; so it is lowered too, and all
-is put back at the end. Between control groups with a CPU weight none of it counts: there the host's owner has decided
-who gets how much.
+A processor that runs nothing but SCHED_IDLE counts as idle when somebody else wakes up, so a worker is not put behind
+the list; a nice value alone would not do that. Both count only among the processes of one session where the kernel
+groups them so (sched_autogroup_enabled, as on most hosts), and that group has a value of its own; so it is lowered too,
+and all is put back at the end. Between control groups with a CPU weight none of it counts: there the host's owner has
+decided who gets how much.
 """
 
 import os
