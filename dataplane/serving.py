@@ -89,7 +89,7 @@ class Threads:
 
 
 def listen_at(path: Path, mode: int, backlog: int) -> socket.socket:
-    """A Unix socket that listens where nobody else does: DataplaneError where somebody does, OSError as bind(2) has it."""
+    """A Unix socket that listens. DataplaneError where somebody else does, OSError as bind(2) reports it."""
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
