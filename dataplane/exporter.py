@@ -1,23 +1,22 @@
 """The HTTP server that Prometheus asks: GET /metrics and nothing else, off unless the configuration says where.
 
-It is as hard to hold up as the control socket: CONNECTIONS threads wait in accept() and serve one connection at a time,
-further ones wait in the kernel's backlog. Whoever connects has READ_TIMEOUT seconds for his whole request of at most
-MAX_HEAD bytes and SEND_TIMEOUT to take the whole answer; then he is cut off. Nothing of the firewall waits for this.
+CONNECTIONS threads serve one connection each at a time (serving.py). Whoever connects has READ_TIMEOUT seconds for his
+whole request of at most MAX_HEAD bytes and SEND_TIMEOUT to take the whole answer; then he is cut off. Nothing of the
+firewall waits for this, and nobody can fill its log by it.
 """
 
 import io
 import logging
 import socket
-import threading
 import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataplane.control import remove_stale
 from dataplane.engine import Engine
 from dataplane.errors import DataplaneError
 from dataplane.policy.listen import Listen, parse_listen
+from dataplane.serving import Threads, listen_at
 
 if TYPE_CHECKING:
     from dataplane.metrics import Scrapes
@@ -26,7 +25,6 @@ CONNECTIONS = 4
 BACKLOG = 32  # of those that wait for one of them
 READ_TIMEOUT = 5.0  # seconds
 SEND_TIMEOUT = 10.0
-STOP_TIMEOUT = 5.0
 MAX_HEAD = 8192  # bytes of a request
 PATH = "/metrics"
 
@@ -39,11 +37,7 @@ class Exporter:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._path: Path | None = None
-        self._listener: socket.socket | None = None
-        self._threads: list[threading.Thread] = []
-        self._stopping = threading.Event()
-        self._lock = threading.Lock()  # whoever holds it may hang up: no connection is closed meanwhile
-        self._connections: set[socket.socket] = set()
+        self._threads: Threads | None = None
 
     def start(self) -> None:
         """Listen; DataplaneError where that cannot be done."""
@@ -54,82 +48,39 @@ class Exporter:
 
         scrapes = Scrapes(self._engine)
         try:
-            self._listener = self._listen(parse_listen(written))
+            listener = self._listen(parse_listen(written))
         except OSError as error:
             raise DataplaneError(f"metrics: {written}: {error.strerror or error}") from error
-        for number in range(CONNECTIONS):
-            thread = threading.Thread(
-                target=self._serve, args=(self._listener, scrapes), name=f"metrics-{number}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
+        self._threads = Threads("metrics", CONNECTIONS, lambda connection: answer(connection, scrapes))
+        self._threads.start(listener)
         log.info("metrics at %s", written)
 
     def stop(self) -> None:
-        """Cut off every client and wait until no thread serves one. Does nothing unless started."""
-        if self._listener is None:
-            return
+        """Cut off every client and wait until nobody is served. Does nothing unless started."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
-        with self._lock:
-            self._stopping.set()
-            for connection in (self._listener, *self._connections):
-                _hang_up(connection)
-        deadline = time.monotonic() + STOP_TIMEOUT
-        for thread in self._threads:
-            thread.join(max(deadline - time.monotonic(), 0))
-        self._listener.close()
-        self._listener = None
+        if self._threads is not None:
+            self._threads.stop()
 
     def _listen(self, where: Listen) -> socket.socket:
-        if not where.path:
-            family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
-            return socket.create_server((where.host, where.port), family=family, backlog=BACKLOG)
-        path = Path(where.path)
-        remove_stale(path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.bind(where.path)
-            path.chmod(0o660)  # nobody can connect before listen()
-            listener.listen(BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-        self._path = path
-        return listener
+        if where.path:
+            listener = listen_at(Path(where.path), 0o660, BACKLOG)
+            self._path = Path(where.path)
+            return listener
+        family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
+        return socket.create_server((where.host, where.port), family=family, backlog=BACKLOG)
 
-    def _serve(self, listener: socket.socket, scrapes: "Scrapes") -> None:
-        while (connection := self._accept(listener)) is not None:
-            try:
-                Request(connection, scrapes)
-            except OSError as error:
-                log.debug("a scrape was not served: %s", error)
-            except Exception:
-                log.exception("a scrape failed")
-            finally:
-                with self._lock:
-                    self._connections.remove(connection)
-                    connection.close()
 
-    def _accept(self, listener: socket.socket) -> socket.socket | None:
-        """The next connection; None once the server stops."""
-        while not self._stopping.is_set():
-            try:
-                connection, _ = listener.accept()
-            except OSError as error:
-                if not self._stopping.wait(0.1):  # out of file descriptors, most likely: the cause lasts
-                    log.warning("accept: %s", error)
-                continue
-            with self._lock:
-                if not self._stopping.is_set():
-                    self._connections.add(connection)
-                    return connection
-            connection.close()
-        return None
+def answer(connection: socket.socket, scrapes: "Scrapes") -> None:
+    """One request, if a whole one comes in time."""
+    try:
+        Request(connection, scrapes)
+    except OSError as error:
+        log.debug("a scrape was not served: %s", error)
 
 
 class Request(BaseHTTPRequestHandler):
-    """One request and its answer; the connection ends with it. Raises OSError when the client is too slow or gone."""
+    """One request and its answer, made by being constructed."""
 
     def __init__(self, connection: socket.socket, scrapes: "Scrapes") -> None:
         self._scrapes = scrapes
@@ -179,11 +130,3 @@ def _read_head(connection: socket.socket) -> bytes:
     if b"\r\n\r\n" not in head:
         raise ConnectionError(f"the request is longer than {MAX_HEAD} bytes")
     return bytes(head)
-
-
-def _hang_up(connection: socket.socket) -> None:
-    """Wake whoever waits on the socket; closing it alone would not."""
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # the other side was faster

@@ -51,6 +51,9 @@ def resource_monitor(periods: Iterable[Json]) -> Iterator[str]:
             yield ""
         yield f"Resource monitoring sampling data (per {row['period']}):"
         yield ""
+        if not row["cpu"]:
+            yield f"No {row['period']} is over yet"
+            continue
         yield from _groups(row["cpu"])
         yield ""
         yield from _cores(row)
