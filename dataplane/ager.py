@@ -45,6 +45,7 @@ class Ager(threading.Thread):
     ) -> None:
         super().__init__(name="ager", daemon=True)
         self.rates = Rates()
+        self.turns = 0  # for the watchdog
         self._table = table
         self._begun = begun
         self._ended = ended
@@ -76,6 +77,7 @@ class Ager(threading.Thread):
     def expire(self) -> None:
         """End everything whose time is over now."""
         while True:
+            self.turns += 1
             sessions = self._table.expire()
             try:
                 self._begun()

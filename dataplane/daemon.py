@@ -8,7 +8,6 @@ import fcntl
 import gc
 import logging
 import os
-import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from dataplane.commands import handlers
 from dataplane.control import ControlServer
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError, DataplaneError
+from dataplane.notify import Watchdog, notify
 from dataplane.policy.load import load
 
 # Seconds after which a busy thread lets another one have the interpreter: a first packet waits at most so long for the
@@ -55,13 +55,14 @@ def _serve(engine: Engine, runtime_dir: Path, ending: threading.Event) -> int:
     # What lives now lives to the end: the collector need not walk over ten thousand rules again and again.
     gc.collect()
     gc.freeze()
+    watchdog = Watchdog(engine.turns)
     try:
         control.start()
-        _notify("READY=1")
+        notify("READY=1")
         log.info("ready: %d zones, %d security rules", len(engine.config.zones), len(engine.policy.security_rules))
         while not ending.is_set() and not engine.failed.wait(0.1):
-            pass
-        _notify("STOPPING=1")
+            watchdog.look()
+        notify("STOPPING=1")
     finally:
         control.stop()
         if engine.failed.is_set():
@@ -96,15 +97,3 @@ def _is_at(path: Path, file: IO[str]) -> bool:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
-
-
-def _notify(state: str) -> None:
-    """Tell systemd (Type=notify), if it started us."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-        except OSError as error:
-            log.warning("systemd cannot be told %s: %s", state, error)

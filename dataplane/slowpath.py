@@ -337,6 +337,7 @@ class SlowPath(threading.Thread):
         failed: threading.Event,
     ) -> None:
         super().__init__(name="slowpath", daemon=True)
+        self.turns = 0  # for the watchdog
         self._inspection = inspection
         self._dispatch = dispatch  # None: every first packet is decided here
         self.set_world(world)
@@ -374,6 +375,7 @@ class SlowPath(threading.Thread):
         poller = select.poll()
         poller.register(self._queue.get_fd(), select.POLLIN)
         while not self._ending.is_set():
+            self.turns += 1
             if poller.poll(STOP_LATENCY * 1000):
                 self._queue.run(block=False)
 
@@ -384,6 +386,7 @@ class SlowPath(threading.Thread):
 
     def _take(self, queued: Any) -> None:
         """Every packet gets exactly one verdict, whatever happens on the way to it."""
+        self.turns += 1  # here too: under a flood one run of the queue has no end
         verdict = queued.drop
         try:
             if self._handle(queued):
