@@ -14,6 +14,8 @@ TEST_PACKAGES  := conntrack coturn curl ethtool iperf3 iputils-ping iputils-trac
 # What `make bench` compares with. Of openvswitch-switch the programs alone: installed it would be a running service.
 BENCH_PACKAGES := libdpdk-dev openvswitch-common pkg-config
 BENCH_UNPACKED := openvswitch-switch
+DEB_PACKAGES   := build-essential debhelper dh-python fakeroot libffi-dev lintian mmdebstrap python3 python3-dev \
+	python3-venv systemd-container
 
 # Python's own packages only where this $(PYTHON) lacks its headers or ensurepip: it need not be Debian's.
 PYTHON_PROBE = import ensurepip, os, sysconfig; \
@@ -36,7 +38,7 @@ FUZZ_SECONDS ?= 3600
 FUZZ_FLAGS   := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 FUZZ_LOOP    := $(filter-out cext/queue.c cext/worker.c cext/program.c,$(C_FILES))
 
-.PHONY: help build demo test asan tsan fuzz lint bench clean
+.PHONY: help build demo test asan tsan fuzz lint bench deb deb-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -94,6 +96,20 @@ bench: build $(VENV)/.test-packages ## measure beside plain forwarding, nftables
 	-@$(MAKE) --no-print-directory $(VENV)/.bench-packages build/ovs
 	@$(PY) -m tests.bench $(ARGS)
 
+# Built by Debian's own Python, whatever $(PYTHON) is, from a copy: debian/ stands at the top of a source tree, config/ here.
+deb: $(VENV)/.deb-packages ## a Debian package in dist/ that brings along whatever Debian 12 lacks
+	rm -rf build/deb && mkdir -p build/deb/dataplane/build dist
+	cp -r pyproject.toml README.md CHANGELOG.md LICENSE cext config dataplane build/deb/dataplane/
+	cp -r config/debian build/deb/dataplane/debian
+	-cp -r build/man build/completion build/deb/dataplane/build/ 2>/dev/null
+	rm -f build/deb/dataplane/dataplane/_dataplane.*.so build/deb/dataplane/dataplane/*.bpf.o
+	cd build/deb/dataplane && env -u MAKEFLAGS -u MAKELEVEL PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage --build=binary --no-sign
+	rm -f dist/dataplane_*.deb && mv build/deb/dataplane_*.deb dist/
+	lintian --fail-on error dist/dataplane_*.deb
+
+deb-test: build $(VENV)/.test-packages deb ## install the package into a clean Debian 12, under systemd in namespaces, and let traffic flow
+	DATAPLANE_DEB=$$(ls $(CURDIR)/dist/dataplane_*.deb) $(PY) -m pytest -n0 tests/lab/test_package.py $(ARGS)
+
 clean: ## remove everything that the other targets made
 	rm -rf $(VENV) build dist *.egg-info dataplane/_dataplane.*.so dataplane/*.bpf.o .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find dataplane tests cext -name __pycache__ -type d -prune -exec rm -r {} +
@@ -127,6 +143,9 @@ build/ovs: | $(VENV)/.bench-packages
 	@mkdir -p build/packages
 	cd build/packages && apt-get -q -o APT::Sandbox::User=root download $(BENCH_UNPACKED)
 	@mkdir -p $@.part && for package in build/packages/$(BENCH_UNPACKED)_*.deb; do dpkg -x $$package $@.part; done && mv $@.part $@
+
+$(VENV)/.deb-packages: Makefile
+	$(call debian_packages,$(BUILD_PACKAGES) $(DEB_PACKAGES),exit 1)
 
 $(VENV)/.fuzz-packages: Makefile
 	$(call debian_packages,$(FUZZ_PACKAGES),exit 1)
