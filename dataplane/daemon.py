@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dataplane import stopping
+from dataplane import capabilities, stopping
 from dataplane.commands import handlers
 from dataplane.control import ControlServer
 from dataplane.engine import Engine
@@ -34,6 +34,8 @@ def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
     """Run until SIGTERM or SIGINT; the exit code (contract section 1)."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     ending = stopping.listen()  # first: a stop that comes during the start must find somebody who cleans up
+    for name, purpose in capabilities.missing().items():
+        log.warning("%s is not permitted: without it there is no %s", name, purpose)
     try:
         loaded = load(config)
         for directory in (runtime_dir, log_dir, state_dir):

@@ -19,8 +19,17 @@ def used_ports() -> tuple[frozenset[int], frozenset[int]]:
 
 def queue_drops(queues: Collection[int]) -> int:
     """Packets that the kernel has dropped since these NFQUEUEs were bound: queue or reader's buffer was full."""
-    rows = [list(map(int, line.split())) for line in (PROC_NET / "netfilter/nfnetlink_queue").read_text().splitlines()]
-    return sum(row[5] + row[6] for row in rows if row[0] in queues)
+    return sum(row[5] + row[6] for row in _queues() if row[0] in queues)
+
+
+def bound_queues() -> dict[int, int]:
+    """The netlink port of whoever reads it, by the number of each NFQUEUE of the namespace."""
+    return {row[0]: row[1] for row in _queues()}
+
+
+def _queues() -> list[list[int]]:
+    """Number, port, waiting, mode, range, dropped, lost, ..."""
+    return [list(map(int, line.split())) for line in (PROC_NET / "netfilter/nfnetlink_queue").read_text().splitlines()]
 
 
 def _ports(*tables: str) -> frozenset[int]:
