@@ -6,6 +6,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.ethtool import Ethtool
@@ -23,7 +24,7 @@ CGROUP = Path("/sys/fs/cgroup")
 MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
 LEAST_DISK, COMFORTABLE_DISK = 64 * MEBIBYTE, GIBIBYTE
 LEAST_FILES = 1024  # queues, netlink, logs, sixteen operators, and some room
-LOADS = ("rx-gro", "tx-tcp-segmentation")
+GRO, TSO = "rx-gro", "tx-tcp-segmentation"
 RTPROT_RA = 9
 CLOCK_UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
 TIMEX = 208  # bytes of its struct, and more than that is never written
@@ -75,22 +76,29 @@ def interfaces(patient: Patient) -> Iterator[Finding]:
 
 
 def segmentation(patient: Patient) -> Iterator[Finding]:
-    """A super-packet is looked up once, where its 44 packets would be looked up 44 times."""
+    """A super-packet is looked up once, where its 44 packets would be looked up 44 times. A veth gets them whole."""
     if not patient.present:
         return
     with Ethtool() as ethtool:
         for name in patient.present:
             found = ethtool.get_features(name).features
-            off = [feature for feature in LOADS if feature in found and not found[feature].enable]
+            wanted_on = (TSO,) if _kind(patient.devices[name]) == "veth" else (GRO, TSO)
+            off = [feature for feature in wanted_on if feature in found and not found[feature].enable]
             if off:
                 words = " ".join(f"{feature} on" for feature in off)
                 yield Finding("segmentation", WARN, f"{name}: {', '.join(off)} off", f"ethtool -K {name} {words}")
             else:
-                yield Finding("segmentation", OK, f"{name}: GRO and TSO are on")
+                yield Finding("segmentation", OK, f"{name}: super-packets stay whole")
             if "rx-lro" in found and found["rx-lro"].enable:
                 yield Finding(
                     "segmentation", WARN, f"{name}: LRO is on and loses what it merges", f"ethtool -K {name} lro off"
                 )
+
+
+def _kind(device: Any) -> str | None:
+    """What `ip link add type` was told, None for hardware."""
+    information = device.get_attr("IFLA_LINKINFO")
+    return None if information is None else information.get_attr("IFLA_INFO_KIND")
 
 
 def settings(patient: Patient) -> Iterator[Finding]:
