@@ -101,7 +101,7 @@ deb: $(VENV)/.deb-packages ## a Debian package in dist/ that brings along whatev
 	rm -rf build/deb && mkdir -p build/deb/dataplane/build dist
 	cp -r pyproject.toml README.md CHANGELOG.md LICENSE cext config dataplane build/deb/dataplane/
 	cp -r config/debian build/deb/dataplane/debian
-	-cp -r build/man build/completion build/deb/dataplane/build/ 2>/dev/null
+	if [ -d build/man ]; then cp -r build/man build/deb/dataplane/build/; fi
 	rm -f build/deb/dataplane/dataplane/_dataplane.*.so build/deb/dataplane/dataplane/*.bpf.o
 	cd build/deb/dataplane && env -u MAKEFLAGS -u MAKELEVEL PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage --build=binary --no-sign
 	rm -f dist/dataplane_*.deb && mv build/deb/dataplane_*.deb dist/
