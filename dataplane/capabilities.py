@@ -6,11 +6,12 @@ config/systemd/dataplane.service grants these and no others.
 import re
 from pathlib import Path
 
+OFFLOAD = "offload"  # all else goes on without it
 NEEDED = {  # name -> number in linux/capability.h, what it is for
     "CAP_NET_ADMIN": (12, "queue, no rule and no kernel setting"),
     "CAP_NET_RAW": (13, "RST and no ICMP error of our own"),
-    "CAP_PERFMON": (38, "offload"),
-    "CAP_BPF": (39, "offload"),
+    "CAP_PERFMON": (38, OFFLOAD),
+    "CAP_BPF": (39, OFFLOAD),
 }
 EFFECTIVE = re.compile(r"^CapEff:\s*([0-9a-f]+)$", re.MULTILINE)
 

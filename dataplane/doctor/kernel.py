@@ -60,12 +60,9 @@ def rights(patient: Patient) -> Iterator[Finding]:
     whose = f"pid {patient.pid}" if patient.pid else "this command"
     lacking = capabilities.missing(patient.pid or "self")
     for name, purpose in lacking.items():
-        yield Finding(
-            "capabilities",
-            FAIL,
-            f"{whose} lacks {name}: there is no {purpose}",
-            "see dataplane.service, or run as root",
-        )
+        status = WARN if purpose == capabilities.OFFLOAD else FAIL
+        message = f"{whose} lacks {name}: there is no {purpose}"
+        yield Finding("capabilities", status, message, "see dataplane.service, or run as root")
     if not lacking:
         yield Finding("capabilities", OK, f"{whose} holds {', '.join(capabilities.NEEDED)}")
 
