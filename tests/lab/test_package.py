@@ -77,8 +77,10 @@ def test_installation_starts_nothing(machine, before, controls):
     controls.assert_pass()
 
 
-def test_what_systemd_thinks_of_the_unit(machine):
-    """No word of it is unknown to the systemd of Debian 12."""
+def test_what_systemd_thinks_of_our_files(machine):
+    """Nothing has failed because of a snippet, and no word of the unit is unknown to the systemd of Debian 12."""
+    for reader in ("systemd-sysctl", "systemd-modules-load", "systemd-sysusers", "systemd-tmpfiles-setup"):
+        assert machine.run(f"systemctl is-failed {reader}").returncode, reader
     assert machine.succeeds("systemd-analyze verify --man=no dataplane.service 2>&1") == ""
 
 
