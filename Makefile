@@ -9,7 +9,7 @@ ARGS   ?=
 BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables iproute2 nftables \
 	clang libbpf-dev libelf-dev
 FUZZ_PACKAGES  := clang libclang-rt-14-dev
-TEST_PACKAGES  := conntrack coturn curl ethtool iperf3 iputils-ping iputils-tracepath lftp netcat-openbsd sip-tester stun-client \
+TEST_PACKAGES  := conntrack coturn curl ethtool iperf3 iputils-ping iputils-tracepath lftp netcat-openbsd procps sip-tester stun-client \
 	tcpdump tftp-hpa tftpd-hpa traceroute vsftpd
 # What `make bench` compares with. Of openvswitch-switch the programs alone: installed it would be a running service.
 BENCH_PACKAGES := libdpdk-dev openvswitch-common pkg-config
@@ -42,7 +42,7 @@ FUZZ_LOOP    := $(filter-out cext/queue.c cext/worker.c cext/program.c,$(C_FILES
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: $(VENV)/.compiled ## make .venv with the package (editable) and the C extension; installs missing Debian packages as root
 
