@@ -9,8 +9,8 @@ ARGS   ?=
 BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables iproute2 nftables \
 	clang libbpf-dev libelf-dev
 FUZZ_PACKAGES  := clang libclang-rt-14-dev
-TEST_PACKAGES  := conntrack coturn curl ethtool iperf3 iputils-ping iputils-tracepath lftp netcat-openbsd procps sip-tester stun-client \
-	tcpdump tftp-hpa tftpd-hpa traceroute vsftpd
+TEST_PACKAGES  := conntrack coturn curl ethtool iperf3 iputils-ping iputils-tracepath lftp netcat-openbsd procps sip-tester \
+	stun-client tcpdump tftp-hpa tftpd-hpa traceroute vsftpd
 # What `make bench` compares with. Of openvswitch-switch the programs alone: installed it would be a running service.
 BENCH_PACKAGES := libdpdk-dev openvswitch-common pkg-config
 BENCH_UNPACKED := openvswitch-switch
@@ -96,18 +96,19 @@ bench: build $(VENV)/.test-packages ## measure beside plain forwarding, nftables
 	-@$(MAKE) --no-print-directory $(VENV)/.bench-packages build/ovs
 	@$(PY) -m tests.bench $(ARGS)
 
-# Built by Debian's own Python, whatever $(PYTHON) is, from a copy: debian/ stands at the top of a source tree, config/ here.
+# Built by Debian's own Python, whatever $(PYTHON) is, and from a copy, which has its debian/ at the top.
 deb: $(VENV)/.deb-packages ## a Debian package in dist/ that brings along whatever Debian 12 lacks
 	rm -rf build/deb && mkdir -p build/deb/dataplane/build dist
 	cp -r pyproject.toml README.md CHANGELOG.md LICENSE cext config dataplane build/deb/dataplane/
 	cp -r config/debian build/deb/dataplane/debian
 	if [ -d build/man ]; then cp -r build/man build/deb/dataplane/build/; fi
 	rm -f build/deb/dataplane/dataplane/_dataplane.*.so build/deb/dataplane/dataplane/*.bpf.o
-	cd build/deb/dataplane && env -u MAKEFLAGS -u MAKELEVEL PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage --build=binary --no-sign
+	cd build/deb/dataplane && env -u MAKEFLAGS -u MAKELEVEL PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+		dpkg-buildpackage --build=binary --no-sign
 	rm -f dist/dataplane_*.deb && mv build/deb/dataplane_*.deb dist/
 	lintian --fail-on error dist/dataplane_*.deb
 
-deb-test: build $(VENV)/.test-packages deb ## install the package into a clean Debian 12, under systemd in namespaces, and let traffic flow
+deb-test: build $(VENV)/.test-packages deb ## that package on a clean Debian 12 under systemd: traffic, faults, purge
 	DATAPLANE_DEB=$$(ls $(CURDIR)/dist/dataplane_*.deb) $(PY) -m pytest -n0 tests/lab/test_package.py $(ARGS)
 
 clean: ## remove everything that the other targets made
