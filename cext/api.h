@@ -132,5 +132,6 @@ void natpool_set_reserved(struct table *t, const uint64_t *tcp, const uint64_t *
  * an errno; it never calls back.  Packets it cannot decide go to `slow_queue`. */
 struct worker *worker_open(struct table *t, uint32_t shard, uint16_t queue, uint16_t slow_queue, bool fail_open);
 int worker_run(struct worker *w);
+uint64_t worker_turns(const struct worker *w);            /* grows several times a second while it runs */
 void worker_stop(struct worker *w);
 void worker_close(struct worker *w);

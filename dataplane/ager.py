@@ -49,6 +49,7 @@ class Ager(threading.Thread):
         self.rates = Rates()
         self.lag = 0.0  # seconds: the most that it was behind() in the last whole second
         self.deepest: Counter[int] = Counter()  # queue -> packets that were seen to wait in it, once a second, at most
+        self.turns = 0  # for the watchdog
         self._table = table
         self._begun = begun
         self._ended = ended
@@ -83,6 +84,7 @@ class Ager(threading.Thread):
         """End everything whose time is over now."""
         begun = time.monotonic()
         while True:
+            self.turns += 1
             sessions = self._table.expire()
             try:
                 self._begun()

@@ -159,6 +159,11 @@ class Engine:
         log.critical("a vital thread has ended; the rules stay in force until the next start")
         self.system_log.stop()
 
+    def turns(self) -> dict[str, int]:
+        """How often each thread that traffic needs has gone round; one whose count stays does not move."""
+        workers = {thread.name: lib.worker_turns(worker) for worker, thread in self._workers}
+        return {**workers, self.slowpath.name: self.slowpath.turns, self.ager.name: self.ager.turns}
+
     # ---- parts ----
 
     @property

@@ -350,6 +350,7 @@ class SlowPath(threading.Thread):
     ) -> None:
         super().__init__(name="slowpath", daemon=True)
         self._deciding = threading.Lock()
+        self.turns = 0  # for the watchdog
         self._inspection = inspection
         self._dispatch = dispatch
         self.set_world(world)
@@ -392,6 +393,7 @@ class SlowPath(threading.Thread):
         poller = select.poll()
         poller.register(self._queue.get_fd(), select.POLLIN)
         while not self._ending.is_set():
+            self.turns += 1
             if poller.poll(STOP_LATENCY * 1000):
                 self._queue.run(block=False)
 
@@ -402,6 +404,7 @@ class SlowPath(threading.Thread):
 
     def _take(self, queued: Any) -> None:
         """Every packet gets exactly one verdict, whatever happens on the way to it."""
+        self.turns += 1  # here too: under a flood one run of the queue has no end
         verdict = queued.drop
         try:
             with self._deciding:

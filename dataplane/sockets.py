@@ -32,8 +32,17 @@ NO_QUEUE = QueueState(0, 0, 0, 0)
 
 def queue_states(queues: Collection[int]) -> dict[int, QueueState]:
     """By number, of those that are bound."""
-    rows = [list(map(int, line.split())) for line in (PROC_NET / "netfilter/nfnetlink_queue").read_text().splitlines()]
-    return {row[0]: QueueState(row[2], row[5], row[6], row[7]) for row in rows if row[0] in queues}
+    return {row[0]: QueueState(row[2], row[5], row[6], row[7]) for row in _queues() if row[0] in queues}
+
+
+def bound_queues() -> dict[int, int]:
+    """The netlink port of whoever reads it, by the number of each NFQUEUE of the namespace."""
+    return {row[0]: row[1] for row in _queues()}
+
+
+def _queues() -> list[list[int]]:
+    """Number, port, waiting, mode, range, dropped, lost, ..."""
+    return [list(map(int, line.split())) for line in (PROC_NET / "netfilter/nfnetlink_queue").read_text().splitlines()]
 
 
 def _ports(*tables: str) -> frozenset[int]:

@@ -8,6 +8,7 @@ import click
 from dataplane.cli.base import Program
 from dataplane.cli.clear import clear
 from dataplane.cli.commit import commit, rollback, show_config
+from dataplane.cli.doctor import doctor
 from dataplane.cli.match import test_group
 from dataplane.cli.service import check, run
 from dataplane.cli.show import show
@@ -20,5 +21,5 @@ def main() -> None:
 
 
 show.add_command(show_config)
-for command in (run, check, commit, rollback, show, clear, test_group):
+for command in (run, check, commit, rollback, show, clear, test_group, doctor):
     main.add_command(command)
