@@ -7,9 +7,10 @@ import click
 from dataplane import filters
 from dataplane.cli.base import runtime_dir_option
 from dataplane.cli.output import emit_cleared
-from dataplane.cli.words import filter_words
+from dataplane.cli.words import LISTING, SESSION_FILTER
 from dataplane.client import request
 from dataplane.errors import UsageError
+from dataplane.grammar import WordsCommand, live_names, words
 
 
 @click.group()
@@ -22,13 +23,13 @@ def clear_session() -> None:
     """Sessions."""
 
 
-@clear_session.command("all")
-@click.argument("words", nargs=-1, metavar="[filter KEY VALUE ...]")
+@clear_session.command("all", cls=WordsCommand)
+@words(SESSION_FILTER)
 @runtime_dir_option
 def clear_session_all(words: tuple[str, ...], runtime_dir: Path) -> None:
     """End every session, or those that the filter means."""
-    selection = filter_words(words)
-    for key in ("start-at", "count"):
+    selection = SESSION_FILTER.pairs(words)
+    for key in LISTING:
         if key in selection:
             raise UsageError(f"{key}: only a list of sessions takes it")
     filters.parse_filter(selection)
@@ -36,7 +37,7 @@ def clear_session_all(words: tuple[str, ...], runtime_dir: Path) -> None:
 
 
 @clear_session.command("id")
-@click.argument("number", type=click.IntRange(0, 2**32 - 1), metavar="ID")
+@click.argument("number", type=click.IntRange(0, 2**32 - 1), metavar="ID", shell_complete=live_names("session"))
 @runtime_dir_option
 def clear_session_id(number: int, runtime_dir: Path) -> None:
     """End one session."""

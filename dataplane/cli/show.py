@@ -8,8 +8,9 @@ import click
 from dataplane import filters, text
 from dataplane.cli.base import json_option, runtime_dir_option
 from dataplane.cli.output import emit, emit_list, emit_object, json_list
-from dataplane.cli.words import filter_words, session_selection
+from dataplane.cli.words import COUNTER_FILTER, SESSION_LIST, session_selection
 from dataplane.client import request
+from dataplane.grammar import WordsCommand, live_names, words
 
 
 @click.group()
@@ -22,8 +23,8 @@ def show_session() -> None:
     """Sessions."""
 
 
-@show_session.command("all")
-@click.argument("words", nargs=-1, metavar="[start-at ID] [filter KEY VALUE ...]")
+@show_session.command("all", cls=WordsCommand)
+@words(SESSION_LIST)
 @json_option
 @runtime_dir_option
 def show_session_all(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
@@ -37,7 +38,7 @@ def show_session_all(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -
 
 
 @show_session.command("id")
-@click.argument("number", type=click.IntRange(0, 2**32 - 1), metavar="ID")
+@click.argument("number", type=click.IntRange(0, 2**32 - 1), metavar="ID", shell_complete=live_names("session"))
 @json_option
 @runtime_dir_option
 def show_session_id(number: int, as_json: bool, runtime_dir: Path) -> None:
@@ -74,13 +75,13 @@ def show_counter() -> None:
     """Counters."""
 
 
-@show_counter.command("global")
-@click.argument("words", nargs=-1, metavar="[filter KEY VALUE ...]")
+@show_counter.command("global", cls=WordsCommand)
+@words(COUNTER_FILTER)
 @json_option
 @runtime_dir_option
 def show_counter_global(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
     """List the counters; `delta yes` in the filter counts since the last such call."""
-    selection = filter_words(words)
+    selection = COUNTER_FILTER.pairs(words)
     filters.parse_counter_filter(selection)
     answer = request(runtime_dir, "show counter global", {"filter": selection})
     rows = cast(list[text.Json], list(answer))
