@@ -1,7 +1,7 @@
 """Names that only the daemon knows, for completing a line: zones, rules, sessions (commands/complete.py answers).
 
 Whoever types waits for this, so nothing here lasts or fails: what is not answered within PATIENCE is no names, and a
-daemon that did not answer is not asked again for FRESH seconds.
+daemon that did not answer is not asked again for FRESH seconds. A name that a terminal cannot show is left out.
 """
 
 import time
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dataplane.client import request
 from dataplane.errors import DataplaneError
+from dataplane.text import printable
 
 PATIENCE = 0.5  # seconds that a completion may wait for the daemon
 FRESH = 1.0  # seconds that an answer is good for: one key pressed several times is one question
@@ -48,7 +49,8 @@ def _ask(runtime_dir: Path, kind: str, prefix: str) -> list[LiveName]:
         rows = list(request(runtime_dir, "complete", {"kind": kind, "prefix": prefix}, PATIENCE))
     except DataplaneError:
         return []
-    return [LiveName(*map(str, row)) for row in rows if isinstance(row, list) and len(row) == 2]
+    pairs = (row for row in rows if isinstance(row, list) and len(row) == 2)
+    return [LiveName(str(word), printable(str(about))) for word, about in pairs if str(word).isprintable()]
 
 
 NAMES = LiveNames()

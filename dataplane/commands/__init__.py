@@ -7,11 +7,9 @@ from dataplane.commands import complete, counters, policy, sessions
 from dataplane.control import Handler
 from dataplane.engine import Engine
 
+ROOMS = (sessions, policy, counters, complete)
+
 
 def handlers(engine: Engine) -> dict[str, Handler]:
     """Command -> handler."""
-    return {
-        name: handler
-        for room in (sessions, policy, counters, complete)
-        for name, handler in room.handlers(engine).items()
-    }
+    return {name: handler for room in ROOMS for name, handler in room.handlers(engine).items()}

@@ -1,6 +1,6 @@
 """Names for whoever completes a line: what there is of a kind that begins so. A row is [word, what it stands for]."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from dataplane.commands.arguments import Arguments
@@ -26,7 +26,7 @@ class CompleteCommand:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._kinds = {
+        self._kinds: dict[str, Callable[[], Iterable[Named]]] = {
             "zone": self._zones,
             "rule": self._rules,
             "nat-rule": self._nat_rules,

@@ -1,6 +1,6 @@
 """What an operator reads: the daemon's JSON laid out as PAN-OS lays it out. Pure functions, JSON in, lines out."""
 
-from dataplane.text.base import Json
+from dataplane.text.base import Json, printable
 from dataplane.text.counters import alg, counters, rule_hit_count
 from dataplane.text.policy import ippool, nat_match, nat_policy, security_match, security_policy
 from dataplane.text.sessions import INFO_TIMEOUTS, session_all, session_id, session_info, session_meter
@@ -15,6 +15,7 @@ __all__ = [
     "ippool",
     "nat_match",
     "nat_policy",
+    "printable",
     "rule_hit_count",
     "security_match",
     "security_policy",

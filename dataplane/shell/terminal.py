@@ -1,0 +1,168 @@
+"""The operator's screen and keys, and two ways to fill the screen: page by page, or again and again.
+
+Lines go out escaped (text.printable), whoever wrote them: a name never moves the cursor. A page is asked for before
+the line that would be too many, so that an answer that just fits is not asked about.
+"""
+
+import os
+import re
+import select
+import shutil
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prompt_toolkit.utils import get_cwidth
+
+from dataplane.shell.pipes import Enough
+from dataplane.text import printable
+
+MORE = "--more--"
+HELP = "space: next page  return: next line  /: search  q: quit"
+SEQUENCE = re.compile(rb"\x1b[\[O][0-9;]*[A-Za-z~]")
+KEYS = {b"\x1b[B": "\n", b"\x1b[6~": " ", b"\r": "\n", b"\x1b[F": "G"}  # arrow down, page down, return, end
+ERASE_LINE = "\r\x1b[K"
+OTHER_SCREEN, FIRST_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # without and with a cursor
+HOME, ERASE_REST, ERASE_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+
+
+class Terminal:
+    """Standard input and output, both a terminal."""
+
+    def __init__(self) -> None:
+        self._in, self._out = sys.stdin.fileno(), sys.stdout
+        self._ahead = b""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and lines, at least enough to go on with."""
+        columns, lines = shutil.get_terminal_size()
+        return max(columns, 10), max(lines, 3)
+
+    def write(self, text: str) -> None:
+        self._out.write(text)
+        self._out.flush()
+
+    def key(self, seconds: float | None = None) -> str | None:
+        """The next key, waited for; None when none came in time, and q when nobody can press any."""
+        with self._keys():
+            if not self._ahead and not select.select([self._in], [], [], seconds)[0]:
+                return None
+            self._ahead = self._ahead or os.read(self._in, 64)
+        if not self._ahead:
+            return "q"
+        sequence = SEQUENCE.match(self._ahead)
+        key, self._ahead = self._ahead[: (end := sequence.end() if sequence else 1)], self._ahead[end:]
+        return KEYS.get(key, key.decode("latin-1"))
+
+    def ask(self, question: str) -> str:
+        """A line, typed with an echo."""
+        self.write(question)
+        return sys.stdin.readline().rstrip("\n")
+
+    @contextmanager
+    def _keys(self) -> Iterator[None]:
+        """Keys come one by one and unseen; Ctrl-C stays what it is, and what was typed ahead is kept."""
+        before = termios.tcgetattr(self._in)
+        try:
+            tty.setcbreak(self._in, termios.TCSADRAIN)
+            yield
+        finally:
+            termios.tcsetattr(self._in, termios.TCSADRAIN, before)
+
+    @contextmanager
+    def other_screen(self) -> Iterator[None]:
+        """What is shown meanwhile is gone afterwards."""
+        self.write(OTHER_SCREEN)
+        try:
+            yield
+        finally:
+            self.write(FIRST_SCREEN)
+
+
+class Pager:
+    """Stops at the end of each page until a key is pressed."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._room: float = terminal.size[1] - 1
+        self._sought: re.Pattern[str] | None = None
+
+    def line(self, text: str) -> None:
+        text = printable(text)
+        if self._sought is not None and not self._sought.search(text):
+            return None
+        self._sought = None
+        columns, lines = self._terminal.size
+        height = max(-(-get_cwidth(text) // columns), 1)
+        while (height > self._room and self._room < lines - 1) or self._room <= 0:
+            self._turn(lines - 1)
+            if self._sought is not None:
+                return self.line(text)
+        self._room -= height
+        self._terminal.write(f"{text}\n")
+        return None
+
+    def end(self) -> None:
+        if self._sought is not None:
+            self._terminal.write("Pattern not found\n")
+
+    def _turn(self, page: int) -> None:
+        """One key at the end of a page."""
+        self._terminal.write(MORE)
+        key = self._terminal.key()
+        self._terminal.write(ERASE_LINE)
+        if key in (" ", "f"):
+            self._room = page
+        elif key in ("\n", "j"):
+            self._room = 1
+        elif key == "G":
+            self._room = float("inf")
+        elif key == "/":
+            self._seek(page)
+        elif key in ("q", "Q", "\x04"):
+            raise Enough
+        else:
+            self._terminal.write(f"{HELP}\n")
+
+    def _seek(self, page: int) -> None:
+        """Everything up to the next match is passed over."""
+        try:
+            self._sought = re.compile(self._terminal.ask("/"), re.IGNORECASE)
+            self._room = page
+        except re.error as error:
+            self._terminal.write(f"not a regular expression: {error}\n")
+
+
+class Still:
+    """One screenful, cut to its size; the rest is not asked for."""
+
+    def __init__(self, columns: int, most: int) -> None:
+        self.lines: list[str] = []
+        self._columns, self._most = columns, most
+
+    def line(self, text: str) -> None:
+        if len(self.lines) == self._most:
+            raise Enough
+        self.lines.append(_cut(printable(text), self._columns))
+
+    def end(self) -> None:
+        pass
+
+
+def paint(terminal: Terminal, lines: list[str], footer: str) -> None:
+    """Over what is there, without a flicker."""
+    columns, height = terminal.size
+    body = [*lines, *[""] * (height - 1 - len(lines)), _cut(f"{time.strftime('%H:%M:%S')}  {footer}", columns - 1)]
+    terminal.write(HOME + "\r\n".join(f"{line}{ERASE_REST}" for line in body) + ERASE_BELOW)
+
+
+def _cut(text: str, columns: int) -> str:
+    if text.isascii():
+        return text[:columns]
+    while get_cwidth(text) > columns:
+        text = text[:-1]
+    return text
