@@ -28,7 +28,7 @@ def show_session() -> None:
 @json_option
 @runtime_dir_option
 def show_session_all(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
-    """List sessions; `count yes` in the filter prints their number instead."""
+    """List sessions, or count them."""
     arguments = session_selection(words)
     rows = request(runtime_dir, "show session all", arguments)
     if arguments["count"]:

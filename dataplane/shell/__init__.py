@@ -131,7 +131,7 @@ class Shell:
         from dataplane.shell.terminal import Still, paint
 
         footer = f"every {seconds} s; any key ends"
-        with self._terminal.other_screen():
+        with self._terminal.other_screen(), self._terminal.keys():
             while True:
                 columns, lines = self._terminal.size
                 still = Still(columns, lines - 1)

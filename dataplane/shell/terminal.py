@@ -22,8 +22,11 @@ from dataplane.text import printable
 
 MORE = "--more--"
 HELP = "space: next page  return: next line  /: search  q: quit"
-SEQUENCE = re.compile(rb"\x1b[\[O][0-9;]*[A-Za-z~]")
-KEYS = {b"\x1b[B": "\n", b"\x1b[6~": " ", b"\r": "\n", b"\x1b[F": "G"}  # arrow down, page down, return, end
+SEQUENCE = re.compile(rb"\x1b(?:[\[O][0-9;]*[A-Za-z~]|[^\[O])")
+SEQUENCE_TIME = 0.05  # seconds between the bytes of one key
+KEYS = {"\x1b[B": "\n", "\x1b[6~": " ", "\r": "\n", "\x1b[F": "G"}  # arrow down, page down, return, end
+NOBODY = "q"  # what a terminal that has hung up would press
+BACKSPACE = ("\x7f", "\b")
 ERASE_LINE = "\r\x1b[K"
 OTHER_SCREEN, FIRST_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # without and with a cursor
 HOME, ERASE_REST, ERASE_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -34,7 +37,6 @@ class Terminal:
 
     def __init__(self) -> None:
         self._in, self._out = sys.stdin.fileno(), sys.stdout
-        self._ahead = b""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,25 +49,33 @@ class Terminal:
         self._out.flush()
 
     def key(self, seconds: float | None = None) -> str | None:
-        """The next key, waited for; None when none came in time, and q when nobody can press any."""
-        with self._keys():
-            if not self._ahead and not select.select([self._in], [], [], seconds)[0]:
+        """The next key, waited for; None when none came in time."""
+        with self.keys():
+            if not self._comes(seconds):
                 return None
-            self._ahead = self._ahead or os.read(self._in, 64)
-        if not self._ahead:
-            return "q"
-        sequence = SEQUENCE.match(self._ahead)
-        key, self._ahead = self._ahead[: (end := sequence.end() if sequence else 1)], self._ahead[end:]
-        return KEYS.get(key, key.decode("latin-1"))
+            key = os.read(self._in, 1)
+            while not _is_whole(key) and self._comes(SEQUENCE_TIME):
+                key += os.read(self._in, 1)  # no more than this key: the next one may be the prompt's
+        text = key.decode(errors="replace") or NOBODY
+        return KEYS.get(text, text)
 
     def ask(self, question: str) -> str:
         """A line, typed with an echo."""
-        self.write(question)
-        return sys.stdin.readline().rstrip("\n")
+        line = ""
+        with self.keys():
+            self.write(question)
+            while (key := self.key()) not in ("\n", None):
+                line = line[:-1] if key in BACKSPACE else line + (key if key and key.isprintable() else "")
+                self.write(f"{ERASE_LINE}{question}{line}")
+            self.write(ERASE_LINE)
+        return line
+
+    def _comes(self, seconds: float | None) -> bool:
+        return bool(select.select([self._in], [], [], seconds)[0])
 
     @contextmanager
-    def _keys(self) -> Iterator[None]:
-        """Keys come one by one and unseen; Ctrl-C stays what it is, and what was typed ahead is kept."""
+    def keys(self) -> Iterator[None]:
+        """Keys come one by one and unseen meanwhile. Ctrl-C stays what it is, and what was typed ahead is kept."""
         before = termios.tcgetattr(self._in)
         try:
             tty.setcbreak(self._in, termios.TCSADRAIN)
@@ -112,9 +122,10 @@ class Pager:
 
     def _turn(self, page: int) -> None:
         """One key at the end of a page."""
-        self._terminal.write(MORE)
-        key = self._terminal.key()
-        self._terminal.write(ERASE_LINE)
+        with self._terminal.keys():
+            self._terminal.write(MORE)
+            key = self._terminal.key()
+            self._terminal.write(ERASE_LINE)
         if key in (" ", "f"):
             self._room = page
         elif key in ("\n", "j"):
@@ -158,6 +169,17 @@ def paint(terminal: Terminal, lines: list[str], footer: str) -> None:
     columns, height = terminal.size
     body = [*lines, *[""] * (height - 1 - len(lines)), _cut(f"{time.strftime('%H:%M:%S')}  {footer}", columns - 1)]
     terminal.write(HOME + "\r\n".join(f"{line}{ERASE_REST}" for line in body) + ERASE_BELOW)
+
+
+def _is_whole(key: bytes) -> bool:
+    """A character of UTF-8, or what a key that is none sends."""
+    if key.startswith(b"\x1b"):
+        return SEQUENCE.match(key) is not None
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        return len(key) > 3
+    return True
 
 
 def _cut(text: str, columns: int) -> str:

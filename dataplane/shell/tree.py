@@ -146,7 +146,7 @@ def _paths(partial: str) -> Iterator[Suggestion]:
 
 
 def _written_out(command: click.Command, words: Sequence[str]) -> list[str]:
-    """The words of a command, with keys and fixed values written out; what is not unambiguous stays as it was typed."""
+    """The words of a command, with keys and fixed values written out; what is none of them stays as it was typed."""
     declared = next((param for param in command.params if isinstance(param, Words)), None)
     if declared is None:
         return list(words)
@@ -160,7 +160,7 @@ def _written_out(command: click.Command, words: Sequence[str]) -> list[str]:
             value_of_option = not value_of_option and option is not None and not option.is_flag
             out.append(word)
             continue
-        meant = [known for known in declared.grammar.ahead(said).words if known.startswith(word)]
-        said.append(word if word in meant or len(meant) != 1 else meant[0])
+        fixed = declared.grammar.ahead(said).words
+        said.append(whole(word, fixed) if any(known.startswith(word) for known in fixed) else word)
         out.append(said[-1])
     return out
