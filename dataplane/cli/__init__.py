@@ -7,7 +7,8 @@ import click
 
 from dataplane.cli.base import Program
 from dataplane.cli.clear import clear
-from dataplane.cli.interactive import completion, shell
+from dataplane.cli.completion import completion
+from dataplane.cli.interactive import shell
 from dataplane.cli.match import test_group
 from dataplane.cli.service import check, run
 from dataplane.cli.show import show
@@ -16,7 +17,11 @@ from dataplane.cli.show import show
 @click.group(cls=Program)
 @click.version_option(package_name="dataplane")
 def main() -> None:
-    """A session-based firewall."""
+    """A session firewall: zones, security and NAT policy in the manner of PAN-OS.
+
+    `dataplane run` is the daemon; the other commands ask or change the one that runs. `dataplane cli` takes the same
+    commands at a prompt. Every `show` and `test` prints JSON with `--json`.
+    """
 
 
 for command in (run, check, show, clear, test_group, shell, completion):

@@ -20,14 +20,17 @@ def clear() -> None:
 
 @clear.group("session")
 def clear_session() -> None:
-    """Sessions."""
+    """End sessions: all, some or one."""
 
 
 @clear_session.command("all", cls=WordsCommand)
 @words(SESSION_FILTER)
 @runtime_dir_option
 def clear_session_all(words: tuple[str, ...], runtime_dir: Path) -> None:
-    """End every session, or those that the filter means."""
+    """End every session, or those that the filter means.
+
+    What still comes for an ended session is judged as a first packet.
+    """
     selection = SESSION_FILTER.pairs(words)
     for key in LISTING:
         if key in selection:

@@ -1,4 +1,4 @@
-"""`cli` and `completion`: the same commands at a prompt, and in the operator's own shell."""
+"""`cli`: the same commands at a prompt."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,10 @@ from dataplane.cli.base import runtime_dir_option
 @runtime_dir_option
 @click.pass_context
 def shell(ctx: click.Context, runtime_dir: Path) -> None:
-    """Type commands at a prompt, with completion, `?` for help, pipes and pages.
+    """Type commands at a prompt, with completion and `?`.
 
+    Words may be cut short while they mean one thing (`sh sess all`), `?` shows what may follow, Tab completes it.
+    `| match`, `except`, `count`, `last`, `json` and `no-more` change what is printed; `watch` repeats a command.
     Lines that do not come from a terminal are obeyed one after the other; the exit code is that of the last command
     that failed.
     """
@@ -23,24 +25,3 @@ def shell(ctx: click.Context, runtime_dir: Path) -> None:
     assert isinstance(program, click.Group), "the shell is one of the program's commands"
     os.environ["DATAPLANE_RUNTIME_DIR"] = str(runtime_dir)  # where every command of the shell looks
     ctx.exit(run(program))
-
-
-@click.command()
-@click.argument("name", type=click.Choice(["bash", "zsh", "fish"]), metavar="bash|zsh|fish")
-@click.pass_context
-def completion(ctx: click.Context, name: str) -> None:
-    """Print what a shell needs to complete commands, keys and live names.
-
-    \b
-    bash:  dataplane completion bash > /etc/bash_completion.d/dataplane
-    zsh:   dataplane completion zsh > "${fpath[1]}/_dataplane"
-    fish:  dataplane completion fish > ~/.config/fish/completions/dataplane.fish
-    """
-    from click.shell_completion import get_completion_class
-
-    made = get_completion_class(name)
-    assert made is not None, "click knows these shells"
-    click.echo(made(ctx.find_root().command, {}, "dataplane", COMPLETE_VARIABLE).source(), nl=False)
-
-
-COMPLETE_VARIABLE = "_DATAPLANE_COMPLETE"  # by which a completion script asks the program

@@ -15,12 +15,12 @@ from dataplane.grammar import WordsCommand, live_names, words
 
 @click.group()
 def show() -> None:
-    """What the running firewall knows."""
+    """Show what the running firewall knows."""
 
 
 @show.group("session")
 def show_session() -> None:
-    """Sessions."""
+    """Show sessions: all, one, or how many there are."""
 
 
 @show_session.command("all", cls=WordsCommand)
@@ -28,7 +28,11 @@ def show_session() -> None:
 @json_option
 @runtime_dir_option
 def show_session_all(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
-    """List sessions, or count them."""
+    """List sessions, or count them.
+
+    Two lines each, in the order of their ids. A session is listed when every pair of the filter holds; `count yes`
+    prints how many there are.
+    """
     arguments = session_selection(words)
     rows = request(runtime_dir, "show session all", arguments)
     if arguments["count"]:
@@ -50,7 +54,7 @@ def show_session_id(number: int, as_json: bool, runtime_dir: Path) -> None:
 @json_option
 @runtime_dir_option
 def show_session_info(as_json: bool, runtime_dir: Path) -> None:
-    """Show the session table's use, the timeouts and settings in force."""
+    """Show the session table's use, timeouts and settings."""
     emit_object(request(runtime_dir, "show session info", {}), text.session_info, as_json)
 
 
@@ -66,13 +70,16 @@ def show_session_meter(as_json: bool, runtime_dir: Path) -> None:
 @json_option
 @runtime_dir_option
 def show_alg(as_json: bool, runtime_dir: Path) -> None:
-    """Show which applications open further sessions for themselves, and how many do just now."""
+    """Show the application layer gateways.
+
+    Which applications open further sessions for themselves, by what ports, and how many do just now.
+    """
     emit_list(request(runtime_dir, "show alg", {}), text.alg, as_json)
 
 
 @show.group("counter")
 def show_counter() -> None:
-    """Counters."""
+    """Show counters."""
 
 
 @show_counter.command("global", cls=WordsCommand)
@@ -80,7 +87,10 @@ def show_counter() -> None:
 @json_option
 @runtime_dir_option
 def show_counter_global(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
-    """List the counters; `delta yes` in the filter counts since the last such call."""
+    """List the global counters.
+
+    `delta yes` in the filter counts since the last call that said so.
+    """
     selection = COUNTER_FILTER.pairs(words)
     filters.parse_counter_filter(selection)
     answer = request(runtime_dir, "show counter global", {"filter": selection})
@@ -90,14 +100,14 @@ def show_counter_global(words: tuple[str, ...], as_json: bool, runtime_dir: Path
 
 @show.group("running")
 def show_running() -> None:
-    """The policy in force."""
+    """Show the policy in force."""
 
 
 @show_running.command("security-policy")
 @json_option
 @runtime_dir_option
 def show_running_security_policy(as_json: bool, runtime_dir: Path) -> None:
-    """List the security rules, the two predefined ones last."""
+    """List the security rules, the predefined ones last."""
     emit_list(request(runtime_dir, "show running security-policy", {}), text.security_policy, as_json)
 
 
@@ -113,7 +123,7 @@ def show_running_nat_policy(as_json: bool, runtime_dir: Path) -> None:
 @json_option
 @runtime_dir_option
 def show_running_ippool(as_json: bool, runtime_dir: Path) -> None:
-    """List the addresses of the NAT rules' pools and how much of each is used."""
+    """List the NAT rules' pools and how much of each is used."""
     emit_list(request(runtime_dir, "show running ippool", {}), text.ippool, as_json)
 
 
@@ -121,7 +131,7 @@ def show_running_ippool(as_json: bool, runtime_dir: Path) -> None:
 @json_option
 @runtime_dir_option
 def show_running_config(as_json: bool, runtime_dir: Path) -> None:
-    """Show the configuration in force as a file that `run` would take."""
+    """Show the configuration as a file that `run` takes."""
     emit_object(request(runtime_dir, "show running config", {}), text.config, as_json)
 
 
