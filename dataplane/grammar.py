@@ -8,7 +8,6 @@ A key's kind of value is a parser of filters.py. Completion goes through click's
 without such a declaration is completed as far as click knows it.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,6 @@ from dataplane.live import NAMES
 
 FILTER = "filter"
 ABOUT_FILTER = "only what all of these pairs hold for"
-RUNTIME_DIR = "/run/dataplane"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +162,14 @@ def _about(parser: Parser | None) -> str:
 
 
 def _live_items(ctx: click.Context, kind: str, incomplete: str) -> list[CompletionItem[Any]]:
+    where = _runtime_dir(ctx)
+    found = NAMES.like(where, kind, incomplete) if where is not None else []
+    return [CompletionItem(name.word, help=name.about) for name in found]
+
+
+def _runtime_dir(ctx: click.Context) -> Path | None:
     """Click leaves an option that was not said out of a context that is only completed."""
-    where = ctx.params.get("runtime_dir") or os.environ.get("DATAPLANE_RUNTIME_DIR", RUNTIME_DIR)
-    return [CompletionItem(name.word, help=name.about) for name in NAMES.like(Path(where), kind, incomplete)]
+    option = next((param for param in ctx.command.params if param.name == "runtime_dir"), None)
+    if option is None:
+        return None
+    return Path(str(ctx.params.get("runtime_dir") or option.value_from_envvar(ctx) or option.get_default(ctx)))

@@ -51,7 +51,7 @@ class Terminal:
     def types(self, text: str) -> "Terminal":
         """Press these keys; what was seen before is forgotten."""
         self._raw, self._seen = "", 0
-        os.write(self._master, text.encode())
+        os.write(self._master, text.encode(errors="surrogateescape"))
         return self
 
     def sees(self, text: str) -> "Terminal":

@@ -59,6 +59,11 @@ class Endless(list[object]):
         yield from arguments
 
 
+SAID = [  # words that mean something somewhere, and some that never do
+    *("show", "sh", "s", "session", "all", "id", "counter", "global", "clear", "test", "nat-policy-match", "exit"),
+    *("filter", "fi", "state", "st", "active", "rule", "web only", "'web only'", '"', "'", "|", "||", "match", "last"),
+    *("json", "watch", "5", "-", "--", "--json", "--runtime-dir", "/nowhere", "--help", "check", "/", "\x1b[2J", "é"),
+]
 PROMPT = f"@{socket.gethostname().partition('.')[0]}>"
 PING = "20           ping           ACTIVE  FLOW  NS   192.168.1.20[1]/Inside/1  (10.2.62.150[1])"
 PREDICTED = f"{'vsys1':<47}172.16.59.100[16889]/L3-Inside  (172.16.59.100[16889])"
@@ -243,6 +248,15 @@ def test_a_command_without_a_grammar_is_completed_as_far_as_click_knows_it(shell
         "  <Enter>     Finish input",
     ]
     assert read(shell.tree, "plain fi").words == ["plain", "fi"]
+
+
+@given(st.lists(st.sampled_from(SAID)), st.sampled_from(["", " "]))
+def test_anything_may_be_asked_about(typed, end):
+    """Tab and `?` answer in the middle of any nonsense, and what is completed begins with what was typed."""
+    shell, line = Shell(main), " ".join(typed) + end
+    assert all(len(text) < 500 for text in shell.help_on(line))
+    partial = split_typed(line).partial
+    assert all(word.startswith(partial) for word in words(shell, line))
 
 
 def test_names_are_asked_once_for_several_keys(daemon, shell):
@@ -457,5 +471,20 @@ def test_a_daemon_that_hangs_does_not_hang_the_prompt(terminal, tmp_path, daemon
 
 def test_several_pasted_lines_are_obeyed_in_turn(terminal):
     """A question mark among them is one."""
-    terminal.types("\x1b[200~clear session all\nclear session id 20\x1b[201~\r")
-    terminal.sees("sessions cleared: 2").sees("sessions cleared: 1")
+    terminal.types("\x1b[200~clear session all\nshow session all | match 'inside/10?' | count\x1b[201~\r")
+    terminal.sees("sessions cleared: 2").sees("Count: 1 lines")
+
+
+def test_bytes_that_are_no_text(terminal):
+    """Are a word like any other, and not remembered."""
+    terminal.types("show \udcff\udc9b2J\r").sees("is none of").sees(PROMPT)
+    terminal.types("clear session all\r").sees("sessions cleared: 2")
+
+
+def test_a_home_that_cannot_be_written_costs_the_history_alone(daemon, tmp_path):
+    """And a history that is somebody else's link is not followed."""
+    (tmp_path / "dataplane").mkdir()
+    (tmp_path / "dataplane" / "history").symlink_to(tmp_path / "elsewhere")
+    with Terminal(PROGRAM, {"DATAPLANE_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}) as terminal:
+        terminal.sees(PROMPT).types("clear session all\r").sees("sessions cleared: 2").sees(PROMPT)
+    assert not (tmp_path / "elsewhere").exists()

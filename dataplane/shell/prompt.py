@@ -103,8 +103,8 @@ def history(path: Path) -> History:
 
 class _KeptHistory(FileHistory):
     def store_string(self, string: str) -> None:
-        """A full disk costs the memory of a line, not the line."""
+        """A full disk, or bytes that are no text, cost the memory of a line, not the line."""
         try:
             super().store_string(string)
-        except OSError:
+        except (OSError, UnicodeError):
             pass

@@ -7,7 +7,6 @@ the line that would be too many, so that an answer that just fits is not asked a
 import os
 import re
 import select
-import shutil
 import sys
 import termios
 import time
@@ -40,8 +39,8 @@ class Terminal:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and lines, at least enough to go on with."""
-        columns, lines = shutil.get_terminal_size()
+        """Columns and lines just now, at least enough to go on with."""
+        columns, lines = os.get_terminal_size(self._out.fileno())
         return max(columns, 10), max(lines, 3)
 
     def write(self, text: str) -> None:
