@@ -66,6 +66,12 @@ uint32_t table_count_all(struct table *t, const struct session_filter *filter);
 /* Closes what passes the filter; how many there were. */
 uint32_t table_close_all(struct table *t, const struct session_filter *filter, uint32_t end_reason);
 
+/* Sessions after a commit, in the slots [first, first + n): see rematch.c.  Their classes, at most n; and, once these are
+ * judged and still in that order, what becomes of them: how many sessions end. */
+uint32_t rematch_classes(struct table *t, const struct class_starts *starts, uint32_t first, uint32_t n, struct rematch_class *out);
+uint32_t rematch_apply(struct table *t, const struct class_starts *starts, uint32_t first, uint32_t n,
+		       const struct rematch_class *classes, uint32_t known, uint32_t end_reason);
+
 /* The ager: advances the wheel to `now` and copies at most n sessions that ended, now CLOSED.  Call again while it
  * returns n.  One thread only. */
 uint32_t table_expire(struct table *t, uint32_t now, struct session_copy *ended, uint32_t n);

@@ -134,6 +134,12 @@ static void put_flow(struct text *text, const struct session *s)
 	put_count(text, ",\"packets_received\":", s->packets[1]);
 }
 
+/* Whatever its rule says by now: what is no refusal was allowed. */
+static const char *action_of(const struct session *s, const struct record_names *names)
+{
+	return s->flags & FLAG_ONE_WAY ? word_of(&names->action, s->rule) : "\"allow\"";
+}
+
 static void put_line(struct text *text, const struct session_copy *copy, const char *event, const char *reason,
 		     const struct record_names *names)
 {
@@ -150,7 +156,7 @@ static void put_line(struct text *text, const struct session_copy *copy, const c
 	put_flow(text, s);
 	put_time(text, ",\"start\":", s->start);
 	put_count(text, ",\"elapsed\":", (names->now - s->start_tick) / TENTHS);
-	put_field(text, ",\"action\":", word_of(&names->action, s->rule));
+	put_field(text, ",\"action\":", action_of(s, names));
 	put_field(text, ",\"session_end_reason\":", reason);
 	if (s->parent)
 		put_count(text, ",\"parent_session_id\":", s->parent);
@@ -179,9 +185,9 @@ static void put_begun(struct text *text, const struct session_copy *copy, const 
 }
 
 /* A DISCARD session has had its record when its first packet was refused. */
-static bool tells_end(const struct session *s, const struct record_names *names)
+static bool tells_end(const struct session *s)
 {
-	return s->flags & FLAG_LOG_END && !(s->flags & FLAG_ONE_WAY) && is_action(names, s, "\"allow\"");
+	return s->flags & FLAG_LOG_END && !(s->flags & FLAG_ONE_WAY);
 }
 
 uint32_t record_write(const struct session_copy *copies, uint32_t n, bool ended, const struct record_names *names,
@@ -194,7 +200,7 @@ uint32_t record_write(const struct session_copy *copies, uint32_t n, bool ended,
 	for (i = 0; i < n; i++) {
 		const struct session *s = &copies[i].session;
 
-		if (ended && !tells_end(s, names))
+		if (ended && !tells_end(s))
 			continue;
 		if ((size_t)(text.end - text.at) < LINE_ROOM + NAMES_ROOM * (size_t)names->longest)
 			break;

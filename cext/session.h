@@ -366,6 +366,29 @@ struct class_starts {
 	uint32_t ports[2];
 };
 
+enum rematch_kind { REMATCH_THROUGH, REMATCH_TO_HOST, REMATCH_CHILD };
+
+/* What a policy sees of live sessions that it cannot tell apart; up to `sessions` compared as bytes. */
+struct rematch_class {
+	uint32_t source;             /* interval; REMATCH_CHILD: id of the parent */
+	uint32_t destination;        /* interval */
+	uint32_t ingress;            /* as in struct session, and the next three */
+	uint32_t egress;
+	uint32_t rule;
+	uint32_t nat_rule;
+	uint16_t application;
+	uint16_t port;               /* interval; REMATCH_TO_HOST: the port itself, translated, host order */
+	uint8_t  from_zone;
+	uint8_t  to_zone;
+	uint8_t  proto;
+	uint8_t  kind;               /* enum rematch_kind */
+	uint32_t sessions;           /* how many there are */
+	uint32_t rule_now;           /* the verdict: their rule from now on, */
+	uint8_t  log_end;            /* what it logs, */
+	uint8_t  ends;               /* or 1: they end */
+	uint16_t reserved;
+};
+
 /* What session_install() answers instead of a session id. */
 enum install_error {
 	INSTALL_FULL = -1,           /* no slot, and no DISCARD session to make room                     */

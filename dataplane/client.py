@@ -15,7 +15,7 @@ from pathlib import Path
 from dataplane.errors import ConfigError, DataplaneError, Unreachable, UsageError
 
 SOCKET_NAME = "control.sock"  # in the runtime directory
-MAX_REQUEST = 65536  # bytes, the newline not counted
+MAX_REQUEST = 16 << 20  # bytes, the newline not counted: a commit carries its configuration
 PATIENCE = 30.0  # seconds that the daemon may be silent
 
 

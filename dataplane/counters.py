@@ -158,13 +158,13 @@ class Hits:
 
 
 class HitCounts:
-    """Hits by rule name: one per new session or denied first packet. Any thread."""
+    """Hits by rule number: one per new session or denied first packet. Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._hits: dict[str, Hits] = {}
+        self._hits: dict[int, Hits] = {}
 
-    def add(self, rule: str, n: int = 1) -> None:
+    def add(self, rule: int, n: int = 1) -> None:
         now = time.time()
         with self._lock:
             hits = self._hits.get(rule)
@@ -173,5 +173,5 @@ class HitCounts:
             hits.count += n
             hits.last = now
 
-    def of(self, rule: str) -> Hits:
-        return self._hits.get(rule, Hits())
+    def of(self, rule: int | None) -> Hits:
+        return Hits() if rule is None else self._hits.get(rule, Hits())

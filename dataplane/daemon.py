@@ -18,10 +18,11 @@ from typing import IO
 
 from dataplane import stopping
 from dataplane.commands import handlers
+from dataplane.commit import Committer, first_config
 from dataplane.control import ControlServer
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError, DataplaneError
-from dataplane.policy.load import load
+from dataplane.versions import Versions
 
 # Seconds after which a busy thread lets another one have the interpreter: a first packet waits at most so long for the
 # ager or for a long list of sessions.
@@ -34,12 +35,15 @@ def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
     """Run until SIGTERM or SIGINT; the exit code (contract section 1)."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     ending = stopping.listen()  # first: a stop that comes during the start must find somebody who cleans up
+    stopping.listen_for_reload()
+    versions = Versions(state_dir, runtime_dir)
     try:
-        loaded = load(config)
+        loaded, ids = first_config(config, versions)
         for directory in (runtime_dir, log_dir, state_dir):
             directory.mkdir(parents=True, exist_ok=True)
         with _lock(runtime_dir / "dataplane.pid"):
-            return _serve(Engine(loaded, runtime_dir, log_dir), runtime_dir, ending)
+            engine = Engine(loaded, runtime_dir, log_dir, ids)
+            return _serve(engine, Committer(engine, versions, config.absolute()), runtime_dir, ending)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -48,9 +52,11 @@ def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
         return DataplaneError.exit_code
 
 
-def _serve(engine: Engine, runtime_dir: Path, ending: threading.Event) -> int:
-    control = ControlServer(runtime_dir / "control.sock", handlers(engine))
+def _serve(engine: Engine, committer: Committer, runtime_dir: Path, ending: threading.Event) -> int:
+    control = ControlServer(runtime_dir / "control.sock", handlers(engine, committer))
+    committer.begin()
     engine.start()
+    reload = stopping.listen_for_reload()
     sys.setswitchinterval(SWITCH_INTERVAL)
     # What lives now lives to the end: the collector need not walk over ten thousand rules again and again.
     gc.collect()
@@ -60,10 +66,13 @@ def _serve(engine: Engine, runtime_dir: Path, ending: threading.Event) -> int:
         _notify("READY=1")
         log.info("ready: %d zones, %d security rules", len(engine.config.zones), len(engine.policy.security_rules))
         while not ending.is_set() and not engine.failed.wait(0.1):
-            pass
+            if reload.is_set():
+                reload.clear()
+                committer.reload()
         _notify("STOPPING=1")
     finally:
         control.stop()
+        committer.stop()
         if engine.failed.is_set():
             engine.abandon()
         else:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dataplane.ager import Ager
 from dataplane.alg import factories
@@ -27,10 +27,12 @@ from dataplane.logs import LogWriter, SystemLog, traffic_record
 from dataplane.names import Names
 from dataplane.offload import Offload
 from dataplane.policy.applications import ICMP, TCP, UDP
+from dataplane.policy.changes import RuleIds, identify
 from dataplane.policy.compile import CompiledPolicy, compile_policy
-from dataplane.policy.model import Config
+from dataplane.policy.model import Config, NatType
 from dataplane.quotas import Quotas
 from dataplane.records import Records
+from dataplane.rematch import Judge, Outcome, preview, rematch
 from dataplane.replies import Replies
 from dataplane.routes import Monitor, is_link_local
 from dataplane.rules import Hooks
@@ -50,15 +52,25 @@ IP_TCP_HEADERS = 40  # bytes
 log = logging.getLogger(__name__)
 
 
+class Candidate(NamedTuple):
+    """A configuration that may follow the one in force."""
+
+    config: Config
+    policy: CompiledPolicy
+    ids: RuleIds
+
+
 class Engine:
     """One running firewall. start() raises DataplaneError with nothing left behind.
 
     `failed` is set when a thread that serves a queue ends by itself: then abandon() it, do not stop() it.
     """
 
-    def __init__(self, config: Config, runtime_dir: Path, log_dir: Path) -> None:
+    def __init__(self, config: Config, runtime_dir: Path, log_dir: Path, ids: RuleIds | None = None) -> None:
         self.config = config
         self.policy: CompiledPolicy = compile_policy(config)
+        self.ids = ids or identify(config)
+        self._changing = threading.RLock()  # one change at a time, of the host or of the policy
         self.failed = threading.Event()
         self._losing = threading.Lock()
         self._catching_up = threading.Lock()
@@ -80,7 +92,7 @@ class Engine:
         self._backend = find_backend()
         self._replies = Replies(MARK_OWN)
         self.inspection = Inspection(self.table)
-        self.dispatch = Dispatch(self.table) if config.settings.dispatch_cache else None
+        self.dispatch = Dispatch(self.table)
         self.offload = Offload(self.table, Ingress(runtime_dir), config.settings.offload)
         self._load_settings()
         self.slowpath = SlowPath(
@@ -218,6 +230,51 @@ class Engine:
         finally:
             self._sysctls.restore()
 
+    # ---- another policy ----
+
+    def preview(self, candidate: Candidate) -> Outcome:
+        """Which sessions commit() would end now."""
+        with self._changing:
+            return preview(self.table, self._judge(candidate.policy, candidate.ids, self.policy, self.ids))
+
+    def candidate(self, config: Config, ids: RuleIds) -> Candidate:
+        """A configuration, compiled to follow the one in force."""
+        return Candidate(config, compile_policy(config, self.policy.zone_ids), ids)
+
+    def commit(self, candidate: Candidate) -> Outcome:
+        """Live by another policy from now on. DataplaneError, and the one before is in force, if the host refuses.
+
+        First packets are decided by one policy or the other, never by parts of both: the dispatch cache is empty while
+        anything changes, and the slow path takes up the new world between two packets.
+        """
+        with self._changing:
+            before = Candidate(self.config, self.policy, self.ids)
+            try:
+                self._take_up(candidate)
+            except (DataplaneError, OSError) as error:
+                log.error("the commit failed and is taken back: %s", error)
+                self._take_up(before)
+                raise DataplaneError(f"the commit was taken back: {error}") from error
+            if not candidate.config.settings.session.rematch_on_commit:
+                return Outcome()
+            judge = self._judge(candidate.policy, candidate.ids, before.policy, before.ids)
+            return rematch(self.table, judge, self.slowpath.world.rule_numbers)
+
+    def _take_up(self, candidate: Candidate) -> None:
+        self.dispatch.forget()
+        before = self._hooks()
+        self.config, self.policy, self.ids = candidate
+        after = self._hooks()
+        if after != before:
+            self._backend.install(after)
+        self._load_settings()
+        self._host_changed("link")
+        self._sysctls.release(set(before.interfaces) - set(after.interfaces))
+
+    def _judge(self, policy: CompiledPolicy, ids: RuleIds, before: CompiledPolicy, ids_before: RuleIds) -> Judge:
+        world = self._world_of(policy, (), ())
+        return Judge(self.table, self.names, before, world, (ids_before.nat, ids.nat))
+
     # ---- what the policy says to C ----
 
     def _load_settings(self) -> None:
@@ -235,8 +292,9 @@ class Engine:
         self.names.set_zones(self.policy.zone_ids)
         for name in self.policy.applications.by_name:
             self.table.set_timers(self.names.applications.number(name), self._timers(name))
-        for rule in self.policy.security_rules:
-            self._actions[self.names.rules.number(rule.name)] = rule.action.value
+        rules = self.policy.security_rules
+        for number, rule in zip(self._rule_numbers(self.policy, self.ids), rules, strict=True):
+            self._actions[number] = rule.action.value
 
     def _timers(self, application: str) -> dict[str, int]:
         tcp, udp, icmp, other = (self.policy.timeouts(application, proto) for proto in (TCP, UDP, ICMP, OTHER))
@@ -255,8 +313,19 @@ class Engine:
             "discard_other": other.discard,
         }
 
+    def _rule_numbers(self, policy: CompiledPolicy, ids: RuleIds) -> tuple[int, ...]:
+        return self.names.rules.numbers((rule.name for rule in policy.security_rules), ids.security)
+
     def _world(self) -> World:
         policy, names = self.policy, self.names
+        return self._world_of(
+            policy,
+            self._rule_numbers(policy, self.ids),
+            names.nat_rules.numbers((rule.name for rule in policy.nat_rules), self.ids.nat),
+        )
+
+    def _world_of(self, policy: CompiledPolicy, rules: tuple[int, ...], nat_rules: tuple[int, ...]) -> World:
+        names = self.names
         zones = {
             link.ifindex: policy.interface_zone[link.name]
             for link in self.monitor.links
@@ -267,8 +336,8 @@ class Engine:
             fib=self.monitor.fib,
             links=self.monitor.links,
             zone_by_interface=zones,
-            rule_numbers=names.rules.numbers(rule.name for rule in policy.security_rules),
-            nat_rule_numbers=names.nat_rules.numbers(rule.name for rule in policy.nat_rules),
+            rule_numbers=rules,
+            nat_rule_numbers=nat_rules,
             application_rows={name: names.applications.number(name) for name in policy.applications.by_name},
             host_inbound_rule=names.rules.number(HOST_INBOUND),
             no_rule=names.rules.number(""),
@@ -276,7 +345,7 @@ class Engine:
             only_tagged=self._wires.only_tagged(self.monitor.links),
             algs={
                 (names.applications.number(name), proto): factory
-                for (name, proto), factory in factories(self.config.settings.alg).items()
+                for (name, proto), factory in factories(policy.config.settings.alg).items()
             },
         )
 
@@ -288,6 +357,10 @@ class Engine:
 
     def _host_changed(self, kind: str) -> None:
         """A link, an address or a route is another one than before."""
+        with self._changing:
+            self._follow_host(kind)
+
+    def _follow_host(self, kind: str) -> None:
         before, now = self.slowpath.world, self._world()
         self.slowpath.set_world(now)
         self._tell_table(now)
@@ -351,16 +424,13 @@ class Engine:
         """Sessions translated to an address that their interface has exchanged for another end: nobody answers for it
         any more. While there is no other one, it may come back."""
         world = self.slowpath.world
-        rules = world.nat_rules()
-        for session in self.table.scan():
-            rule = None if session.nat_rule is None else rules.get(session.nat_rule)
-            if rule is None or rule.pool is None or rule.pool.interface is None or not session.source_nat:
+        for number, rule in world.nat_rules().items():
+            link = None if rule.pool is None else world.links.by_name(rule.pool.interface or "")
+            if link is None or world.interface_address(link.name, rule.nat_type is NatType.IPV4) is None:
                 continue
-            link = world.links.by_name(rule.pool.interface)
-            if link is None or world.interface_address(link.name, session.c2s.family == 4) is None:
-                continue
-            if session.s2c.dst not in link.addresses:
-                self._end(session, lib.SESSION_ADDRESSCHANGE)
+            for session in self.table.scan(self.table.filter(nat_rule=number)):
+                if session.source_nat and session.s2c.dst not in link.addresses:
+                    self._end(session, lib.SESSION_ADDRESSCHANGE)
 
     def _end(self, session: Session, counter: int) -> None:
         """Because of what became of the host; its record says `unknown`."""
@@ -376,7 +446,7 @@ class Engine:
         with self._catching_up:
             while hits := self.table.take_hits():
                 for rule, n in hits:
-                    self.hits.add(self.names.rules.name(rule), n)
+                    self.hits.add(rule, n)
             while sessions := self.table.take_begun():
                 self._write_lines(self.records.begun(sessions))
 

@@ -1,10 +1,12 @@
 """What the numbers inside sessions are called.
 
 Sessions hold small numbers for rules, NAT rules and applications, and outlive the policy that gave them. A number is
-therefore never given to another name: a name that comes back gets the number that it had.
+therefore never given to another thing: one that comes back gets the number that it had. A rule is known by its id, so
+that it keeps its number when it is renamed, and another rule of that name gets one of its own.
 """
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 
 class Numbering:
@@ -12,17 +14,30 @@ class Numbering:
 
     def __init__(self, limit: int = 1 << 30) -> None:
         self._limit = limit
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}  # by id, which is the name itself where there is no other
+        self._latest: dict[str, int] = {}  # by the name that a thing has now, or had last
         self._names: list[str] = []
+        self._ids: list[str] = []
 
-    def number(self, name: str) -> int:
-        """The number of a name, new if it was never seen."""
-        if name not in self._numbers:
+    def number(self, name: str, id: str = "") -> int:
+        """The number of what has this id, new if it was never seen; it is called `name` from now on."""
+        number = self._numbers.get(id or name)
+        if number is None:
             if len(self._names) == self._limit:
                 raise OverflowError(f"more than {self._limit} names")
-            self._numbers[name] = len(self._names)
+            number = self._numbers[id or name] = len(self._names)
             self._names.append(name)
-        return self._numbers[name]
+            self._ids.append(id or name)
+        self._names[number] = name
+        self._latest[name] = number
+        return number
+
+    def find_id(self, id: str) -> int | None:
+        """The number of what has this id, or None if nothing ever had."""
+        return self._numbers.get(id)
+
+    def id(self, number: int) -> str:
+        return self._ids[number]
 
     def name(self, number: int) -> str:
         return self._names[number]
@@ -32,11 +47,12 @@ class Numbering:
         return tuple(self._names)
 
     def find(self, name: str) -> int | None:
-        """The number of a name, or None if it was never seen."""
-        return self._numbers.get(name)
+        """The number of what is called so, or was last; None if nothing ever was."""
+        return self._latest.get(name)
 
-    def numbers(self, names: Iterable[str]) -> tuple[int, ...]:
-        return tuple(self.number(name) for name in names)
+    def numbers(self, names: Iterable[str], ids: Mapping[str, str] = MappingProxyType({})) -> tuple[int, ...]:
+        """The same for many; `ids` by name."""
+        return tuple(self.number(name, ids.get(name, "")) for name in names)
 
 
 class Names:

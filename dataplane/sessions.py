@@ -9,7 +9,7 @@ import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from dataplane.ffi import check, enum_names, ffi, lib, unpacker
 from dataplane.flow import Decision, FlowKey, Session, Translation
@@ -31,6 +31,7 @@ COUNTERS = tuple(name.lower() for name in enum_names("counter").values())[: lib.
 SCAN_BATCH = 1024  # copies in memory at once
 EXPIRE_BATCH = 4096
 RULES_BATCH = 1024
+REMATCH_SLOTS = 65536
 
 PORT_WORDS = 1024
 
@@ -42,6 +43,9 @@ SESSION_FIELDS = [
 COPY = unpacker("session_copy", ["id", "timeout", *(f"session.{name}" for name in SESSION_FIELDS)])
 ID = unpacker("session_copy", ["id"])
 DECISION = unpacker("decision", [name for name, _ in ffi.typeof("struct decision").fields])
+LIVE_CLASS = unpacker("rematch_class", [name for name, _ in ffi.typeof("struct rematch_class").fields])
+VERDICT = struct.Struct("=I??")  # rule_now, log_end, ends
+VERDICT_AT: int = ffi.offsetof("struct rematch_class", "rule_now")
 NO_ADDRESS = bytes(16)
 SNAT, DNAT, LOG_END, HOST = lib.FLAG_SNAT, lib.FLAG_DNAT, lib.FLAG_LOG_END, lib.FLAG_HOST
 INSPECTED, PREDICTED, BY_SERVER = lib.FLAG_INSPECTED, lib.FLAG_PREDICTED, lib.FLAG_BY_SERVER
@@ -99,6 +103,39 @@ class Copies(Sequence[Session]):
         return [_session(values, now) for values in COPY.iter_unpack(self._bytes)]
 
 
+class ClassStarts:
+    """The starts of the intervals of source, destination, TCP and UDP ports; C may look while this lives."""
+
+    def __init__(self, lines: Iterable[Sequence[int]]) -> None:
+        source, destination, tcp, udp = lines
+        addresses = [b"".join(start.to_bytes(16) for start in line) for line in (source, destination)]
+        ports = [array("H", line) for line in (tcp, udp)]
+        self._kept = (
+            [ffi.from_buffer("uint8_t[]", line) for line in addresses],
+            [ffi.from_buffer("uint16_t[]", line) for line in ports],
+        )
+        sizes = [len(source), len(destination)], [len(tcp), len(udp)]
+        self.pointer = ffi.new("struct class_starts *", [*self._kept, *sizes])
+
+
+class LiveClass(NamedTuple):
+    """`struct rematch_class` without its verdict: live sessions that a policy cannot tell apart."""
+
+    source: int
+    destination: int
+    ingress: int
+    egress: int
+    rule: int
+    nat_rule: int
+    application: int
+    port: int
+    from_zone: int
+    to_zone: int
+    proto: int
+    kind: int
+    sessions: int
+
+
 class SessionTable:
     """The table of one daemon, for at most `max_sessions` sessions; DataplaneError if memory is refused.
 
@@ -117,6 +154,7 @@ class SessionTable:
         self._slot = ffi.new("struct session *")
         self._ended = ffi.new("struct session_copy[]", EXPIRE_BATCH)
         self._begun = ffi.new("struct session_copy[]", EXPIRE_BATCH)
+        self._classes = ffi.new("struct rematch_class[]", min(REMATCH_SLOTS, max_sessions))
         self._hit_rules = ffi.new("uint32_t[]", RULES_BATCH)
         self._hit_counts = ffi.new("uint64_t[]", RULES_BATCH)
 
@@ -230,13 +268,8 @@ class SessionTable:
 
     def open_cache(self, lines: Iterable[Sequence[int]]) -> int:
         """With the starts of the intervals of source, destination, TCP and UDP ports; the epoch that begins."""
-        source, destination, tcp, udp = lines
-        addresses = [b"".join(start.to_bytes(16) for start in line) for line in (source, destination)]
-        ports = [array("H", line) for line in (tcp, udp)]
-        kept = [ffi.from_buffer("uint8_t[]", line) for line in addresses]
-        kept_ports = [ffi.from_buffer("uint16_t[]", line) for line in ports]
-        sizes = [len(source), len(destination)], [len(tcp), len(udp)]
-        return int(lib.cache_open(self.pointer, ffi.new("struct class_starts *", [kept, kept_ports, *sizes])))
+        starts = ClassStarts(lines)
+        return int(lib.cache_open(self.pointer, starts.pointer))
 
     def learn(self, epoch: int, packet: Any, pool: tuple[int, int] | None, logged: bool) -> bool:
         """What was installed last holds for all of the packet's class from now on; False: the epoch is over.
@@ -256,6 +289,24 @@ class SessionTable:
     def take_begun(self) -> Copies:
         """At most EXPIRE_BATCH sessions that C has begun, as they were then. One thread at a time."""
         return Copies(self._begun, lib.cache_take_begun(self.pointer, self._begun, EXPIRE_BATCH))
+
+    # ---- after a commit ----
+
+    def live_classes(self, starts: ClassStarts, first: int) -> list[LiveClass]:
+        """The classes of the sessions in REMATCH_SLOTS slots from `first` on, for rematch(). One thread at a time."""
+        n = lib.rematch_classes(self.pointer, starts.pointer, first, REMATCH_SLOTS, self._classes)
+        seen = ffi.buffer(self._classes, n * LIVE_CLASS.size)
+        return [LiveClass(*values[:13]) for values in LIVE_CLASS.iter_unpack(seen)]
+
+    def rematch(self, starts: ClassStarts, first: int, verdicts: Sequence[tuple[int, bool] | None], reason: str) -> int:
+        """What becomes of the classes that live_classes() has just told, in their order: their rule from now on and
+        whether their end is logged, or None: they end. How many sessions did."""
+        buffer = ffi.buffer(self._classes)
+        for i, verdict in enumerate(verdicts):
+            rule, log_end = verdict or (0, False)
+            VERDICT.pack_into(buffer, i * LIVE_CLASS.size + VERDICT_AT, rule, log_end, verdict is None)
+        known, why = len(verdicts), END_REASONS.index(reason)
+        return int(lib.rematch_apply(self.pointer, starts.pointer, first, REMATCH_SLOTS, self._classes, known, why))
 
     # ---- views ----
 
@@ -279,6 +330,13 @@ class SessionTable:
             yield from Copies(batch, n)
             if not following[0]:
                 return
+
+    def filter(self, nat_rule: int | None = None, state: str | None = None) -> Any:
+        """A `struct session_filter` for the sessions of one NAT rule (its number), or in one state."""
+        made = ffi.new("struct session_filter *")
+        made.nat_rule = 0 if nat_rule is None else nat_rule + 2
+        made.state = 0 if state is None else STATES.index(state) + 1
+        return made
 
     def count_matching(self, session_filter: Any) -> int:
         """How many sessions pass the filter."""

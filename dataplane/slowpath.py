@@ -329,7 +329,7 @@ class SlowPath(threading.Thread):
         bindings: Bindings,
         quotas: Quotas,
         inspection: Inspection,
-        dispatch: Dispatch | None,
+        dispatch: Dispatch,
         world: World,
         hits: HitCounts,
         replies: Replies,
@@ -337,8 +337,9 @@ class SlowPath(threading.Thread):
         failed: threading.Event,
     ) -> None:
         super().__init__(name="slowpath", daemon=True)
+        self._deciding = threading.Lock()
         self._inspection = inspection
-        self._dispatch = dispatch  # None: every first packet is decided here
+        self._dispatch = dispatch
         self.set_world(world)
         self._table = table
         self._bindings = bindings
@@ -357,11 +358,14 @@ class SlowPath(threading.Thread):
             raise DataplaneError(f"NFQUEUE {queue}: another program reads it") from error
 
     def set_world(self, world: World) -> None:
-        """From the next packet on."""
-        if self._dispatch is not None:
-            self._dispatch.follow(world, world.policy, world.fib)
-        self.world = world
-        self._inspection.surroundings = world.surroundings()
+        """From the next packet on; no session that is installed after this was decided by the one before."""
+        with self._deciding:
+            self.world = world
+            self._inspection.surroundings = world.surroundings()
+            if world.policy.config.settings.dispatch_cache:
+                self._dispatch.follow(world, world.policy, world.fib)
+            else:
+                self._dispatch.forget()
 
     def run(self) -> None:
         try:
@@ -386,7 +390,9 @@ class SlowPath(threading.Thread):
         """Every packet gets exactly one verdict, whatever happens on the way to it."""
         verdict = queued.drop
         try:
-            if self._handle(queued):
+            with self._deciding:
+                goes_round = self._handle(queued)
+            if goes_round:
                 queued.set_mark(queued.get_mark() | MARK_SEEN)
                 verdict = queued.repeat
         except Refused as refusal:
@@ -434,15 +440,15 @@ class SlowPath(threading.Thread):
             raise
         if rule is not None:
             self._teach(packet, first, decision, rule, world)
-        self._begun(session_id, rule)
+        self._begun(session_id, rule, decision.rule)
         if decision.discard:
             self._refuse(payload, packet.l4, first, rule, world, queued.get_hw())
         return not decision.discard
 
     def _teach(self, packet: Any, first: First, decision: Decision, rule: CompiledSecurityRule, world: World) -> None:
         """Let C repeat what has just been installed, if it may."""
-        basis = None if self._dispatch is None else self._dispatch.basis_of(world)
-        if self._dispatch is None or basis is None or not (decision.discard or self._quotas.unlimited):
+        basis = self._dispatch.basis_of(world)
+        if basis is None or not (decision.discard or self._quotas.unlimited):
             return
         nat = None if decision.translation is None else nat_rule_of(first, world)
         self._dispatch.learn(basis, packet, first.key, decision, rule, nat)
@@ -470,7 +476,7 @@ class SlowPath(threading.Thread):
             self._inspection.failed(match)
             return isinstance(error, AlreadyInstalled)
         self._inspection.installed(match, session_id)
-        self._begun(session_id, self._rule(match.decision.rule))
+        self._begun(session_id, self._rule(match.decision.rule), match.decision.rule)
         return True
 
     def _rule(self, number: int) -> CompiledSecurityRule | None:
@@ -502,10 +508,10 @@ class SlowPath(threading.Thread):
             self._table.open_pool(translation.source)
         return self._quotas.install(key, decision, length)
 
-    def _begun(self, session_id: int, rule: CompiledSecurityRule | None) -> None:
+    def _begun(self, session_id: int, rule: CompiledSecurityRule | None, number: int) -> None:
         """A hit of the rule, and the record that it wants."""
         if rule is not None:
-            self._hits.add(rule.name)
+            self._hits.add(number)
             self._log(session_id, rule)
 
     def _log(self, session_id: int, rule: CompiledSecurityRule) -> None:

@@ -1,4 +1,5 @@
-"""Whether somebody has asked the daemon to stop. Only the standard library: it listens before the rest is loaded.
+"""Whether somebody has asked the daemon to stop, or to reload. Only the standard library: it listens before the rest is
+loaded.
 
 Until listen() is called Ctrl-C raises KeyboardInterrupt wherever Python happens to be, and a library that is being
 imported may swallow it.
@@ -8,6 +9,7 @@ import signal
 import threading
 
 _asked = threading.Event()
+_reload = threading.Event()
 
 
 def listen() -> threading.Event:
@@ -15,3 +17,9 @@ def listen() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: _asked.set())
     return _asked
+
+
+def listen_for_reload() -> threading.Event:
+    """Set whenever SIGHUP has come; whoever has seen it clears it. Main thread only."""
+    signal.signal(signal.SIGHUP, lambda _number, _frame: _reload.set())
+    return _reload

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dataplane.commands import handlers
 from dataplane.commands.complete import id_ranges
+from dataplane.commit import Committer
 from dataplane.control import Handler
 from dataplane.counters import GlobalCounters, HitCounts
 from dataplane.engine import Engine
@@ -18,6 +19,7 @@ from dataplane.errors import DataplaneError, UsageError
 from dataplane.ffi import lib
 from dataplane.flow import Decision, FlowKey, Translation
 from dataplane.names import Names
+from dataplane.policy.changes import identify
 from dataplane.policy.compile import compile_policy
 from dataplane.policy.load import parse
 from dataplane.routes import address_from_text as address
@@ -77,6 +79,7 @@ class Bench:
         engine = SimpleNamespace(
             config=config,
             policy=policy,
+            ids=identify(config),
             names=names,
             table=self.table,
             bindings=SimpleNamespace(held={"kept": 3, "whole": 1}.__getitem__),
@@ -87,7 +90,7 @@ class Bench:
             slowpath=SimpleNamespace(world=world),
             offload=SimpleNamespace(running=True, reason=lambda _session: "not-established"),
         )
-        self._handlers: dict[str, Handler] = handlers(cast(Engine, engine))
+        self._handlers: dict[str, Handler] = handlers(cast(Engine, engine), cast(Committer, None))
 
     def ask(self, command: str, **arguments: object) -> list[Any]:
         """The rows of an answer."""
@@ -376,8 +379,8 @@ def test_a_shared_port_counts_once_for_each_session_that_may_have_it(bench):
 
 def test_hits_of_rules(bench):
     """Every rule is listed, in order; times only where there was a hit."""
-    bench.hits.add("web only")
-    bench.hits.add("web only")
+    bench.hits.add(bench.names.rules.find("web only"))
+    bench.hits.add(bench.names.rules.find("web only"))
     rows = bench.ask("show rule-hit-count")
     assert [(row["rule"], row["hit_count"]) for row in rows] == [
         ("no-dns", 0),

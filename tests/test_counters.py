@@ -115,9 +115,9 @@ def test_every_filter_must_hold(wanted, shown):
 def test_hits_remember_the_first_and_the_last(clock):
     """A rule that was never hit has none."""
     hits = HitCounts()
-    hits.add("lan-out")
+    hits.add(7)
     clock[0] += 60
-    hits.add("lan-out")
-    found = hits.of("lan-out")
+    hits.add(7)
+    found = hits.of(7)
     assert (found.count, found.first, found.last) == (2, 1000.0, 1060.0)
-    assert hits.of("other").count == 0
+    assert hits.of(8).count == 0

@@ -167,9 +167,9 @@ def test_words_may_be_cut_short(shell, line, full):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("c", "may be check clear"),
+        ("c", "may be check .*clear"),
         ("show session all filter s active", "'s' may be state source source-port start-at"),
-        ("sh r", "may be running rule-hit-count"),
+        ("sh r", "may be running .*rule-hit-count"),
         ("show wisdom", "none of"),
         ("run --config x", "none of"),
         ("cli", "none of"),
@@ -201,7 +201,7 @@ def test_nonsense_is_refused_before_anything_is_run(shell, capsys, line, reason)
     [
         ("sh", ["show"]),
         ("show ses", ["session"]),
-        ("show session ", ["all", "id", "info", "meter"]),
+        ("show session i", ["id", "info"]),
         ("sh sess all ", ["start-at", "count", "filter"]),
         ("show session all filter so", ["source", "source-port"]),
         ("show session all filter source 10.0.0.0/8 so", ["source-port"]),
@@ -287,7 +287,7 @@ def test_help_says_what_may_follow(daemon, shell):
     assert list(shell.help_on("show session all "))[-1].split() == ["<Enter>", "Finish", "input"]
     assert not any("<Enter>" in line for line in shell.help_on("test nat-policy-match from trust "))
     assert list(shell.help_on("show session all | match ")) == ["  <regex>  Show only lines that match, in either case"]
-    assert list(shell.help_on("show wisdom ")) == ["'wisdom' is none of session alg counter running rule-hit-count"]
+    assert next(shell.help_on("show wisdom ")).startswith("'wisdom' is none of session ")
 
 
 # ---- scripts ----
@@ -308,10 +308,9 @@ def test_a_script_goes_on_after_a_failure(daemon, tmp_path):
         tmp_path, "show bogus", "show session id 7", "", "# not a command", "clear session all", "exit", "show alg"
     )
     assert done.stdout == "sessions cleared: 2\n"
-    assert done.stderr.splitlines() == [
-        "'bogus' is none of session alg counter running rule-hit-count",
-        "session 7 does not exist",
-    ]
+    nonsense, missing = done.stderr.splitlines()
+    assert nonsense.startswith("'bogus' is none of session ")
+    assert missing == "session 7 does not exist"
     assert done.returncode == 1
     assert script(tmp_path, "clear session all").returncode == 0
     assert script(tmp_path / "nobody", "clear session all").returncode == 4

@@ -7,6 +7,7 @@ import click
 
 from dataplane.cli.base import Program
 from dataplane.cli.clear import clear
+from dataplane.cli.commit import commit, rollback, show_config
 from dataplane.cli.completion import completion
 from dataplane.cli.interactive import shell
 from dataplane.cli.match import test_group
@@ -24,5 +25,6 @@ def main() -> None:
     """
 
 
-for command in (run, check, show, clear, test_group, shell, completion):
+show.add_command(show_config)
+for command in (run, check, commit, rollback, show, clear, test_group, shell, completion):
     main.add_command(command)

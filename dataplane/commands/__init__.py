@@ -3,13 +3,15 @@
 Every handler takes the request's arguments as they came over the wire, so it validates them; it yields rows.
 """
 
-from dataplane.commands import complete, counters, policy, sessions
+from dataplane.commands import commit, complete, counters, policy, sessions
+from dataplane.commit import Committer
 from dataplane.control import Handler
 from dataplane.engine import Engine
 
-ROOMS = (sessions, policy, counters, complete)
 
-
-def handlers(engine: Engine) -> dict[str, Handler]:
+def handlers(engine: Engine, committer: Committer) -> dict[str, Handler]:
     """Command -> handler."""
-    return {name: handler for room in ROOMS for name, handler in room.handlers(engine).items()}
+    found: dict[str, Handler] = {}
+    for room in (sessions, policy, counters, complete):
+        found |= room.handlers(engine)
+    return found | commit.handlers(engine, committer)

@@ -36,7 +36,7 @@ class CounterCommands:
         del arguments
         self._engine.catch_up()
         for rule in self._engine.policy.security_rules:
-            hits = self._engine.hits.of(rule.name)
+            hits = self._engine.hits.of(self._engine.names.rules.find(rule.name))
             yield {
                 "rule": rule.name,
                 "hit_count": hits.count,

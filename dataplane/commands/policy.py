@@ -40,13 +40,14 @@ class PolicyCommands:
 
     def security_policy(self, arguments: Arguments) -> Iterator[object]:
         del arguments
-        policy = self._engine.policy
-        yield from (policy.security_rule_view(index) for index in range(len(policy.security_rules)))
+        policy, ids = self._engine.policy, self._engine.ids.security
+        for index, rule in enumerate(policy.security_rules):
+            yield {**policy.security_rule_view(index), "uuid": ids.get(rule.name, rule.name)}
 
     def nat_policy(self, arguments: Arguments) -> Iterator[object]:
         del arguments
         for index, rule in enumerate(self._engine.policy.nat_rules):
-            view = self._engine.policy.nat_rule_view(index)
+            view = {**self._engine.policy.nat_rule_view(index), "uuid": self._engine.ids.nat[rule.name]}
             if rule.pool is None or rule.pool.interface is None:
                 yield view
                 continue

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from operator import xor
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from dataplane.policy.applications import (
     ECHO_PROTOCOLS,
@@ -57,11 +57,13 @@ from dataplane.policy.objects import (
 from dataplane.policy.prefix import PrefixMap
 
 ZONE_IDS = 256
+"""The last one is the firewall itself."""
 DEFAULT_PORT_RANGE: Range = (1024, LAST_PORT)
 _OTHER = 0
 """Stands for the protocols without timers of their own."""
 _EVERY_PROTOCOL = -1
 _IPV6: tuple[Range, ...] = tuple(complement([IPV4]))
+_T = TypeVar("_T")
 
 
 class Timeouts(NamedTuple):
@@ -288,6 +290,8 @@ class CompiledPolicy:
     """In order, the intrazone and the interzone default last."""
     nat_rules: tuple[CompiledNatRule, ...]
     """In order, the reverse of a bi-directional rule right behind it."""
+    nat_meanings: tuple[object, ...]
+    """What each says, but for its name and place: equal for two rules that match and translate alike."""
     pools: tuple[Pool, ...]
     answered: tuple[Range, ...]
     """Addresses the firewall answers for (ARP, neighbour discovery) where they lie in an interface's subnet."""
@@ -366,10 +370,18 @@ class _NatPart(NamedTuple):
     reverse: bool
 
 
-def compile_policy(config: Config) -> CompiledPolicy:
-    """A policy from a configuration that load.py accepted."""
+def number_zones(config: Config, before: Mapping[str, int]) -> dict[str, int]:
+    """Ids for the zones: a zone keeps the one that it had, a new one gets one that no zone had just before, if any."""
+    kept = {before[zone.name] for zone in config.zones if zone.name in before}
+    unused = [number for number in range(1, ZONE_IDS - 1) if number not in before.values()]
+    left = iter([*unused, *(number for number in before.values() if number not in kept)])
+    return {zone.name: before.get(zone.name) or next(left) for zone in config.zones}
+
+
+def compile_policy(config: Config, zones_before: Mapping[str, int] = MappingProxyType({})) -> CompiledPolicy:
+    """A policy from a configuration that load.py accepted; `zones_before` are the ids of the policy it follows."""
     objects = Objects(config)
-    zone_ids = {zone.name: number for number, zone in enumerate(config.zones, 1)}
+    zone_ids = number_zones(config, zones_before)
     applications = ApplicationTable(config.applications, config.settings.alg)
     written = [rule for rule in config.security_rules if rule.name not in DEFAULT_RULES]
     defaults = [_default_rule(kind, config) for kind in ("intrazone", "interzone")]
@@ -380,15 +392,16 @@ def compile_policy(config: Config) -> CompiledPolicy:
     return CompiledPolicy(
         config=config,
         zone_ids=MappingProxyType(zone_ids),
-        zone_names=("", *zone_ids),
+        zone_names=_by_zone({number: name for name, number in zone_ids.items()}, ""),
         interface_zone=MappingProxyType(
             {name: zone_ids[zone.name] for zone in config.zones for name in zone.interfaces}
         ),
-        anti_spoof=(False, *(zone.anti_spoof for zone in config.zones)),
-        reset_non_syn=(False, *(zone.non_syn == "reset" for zone in config.zones)),
+        anti_spoof=_by_zone({zone_ids[zone.name]: zone.anti_spoof for zone in config.zones}, False),
+        reset_non_syn=_by_zone({zone_ids[zone.name]: zone.non_syn == "reset" for zone in config.zones}, False),
         mss_clamps={name: own.mss_clamp for name, own in config.interfaces.items() if own.mss_clamp is not None},
         security_rules=(*(_security_rule(rule) for rule in written), *defaults),
         nat_rules=nat_rules,
+        nat_meanings=tuple(_nat_meaning(part, zone_ids, objects) for part in parts),
         pools=tuple(_pools(nat_rules)),
         answered=tuple(merge(_answered(nat_rules))),
         applications=applications,
@@ -405,6 +418,11 @@ def compile_policy(config: Config) -> CompiledPolicy:
         ),
         _nat_views=tuple(_nat_view(part, objects) for part in parts),
     )
+
+
+def _by_zone(values: Mapping[int, _T], none: _T) -> tuple[_T, ...]:
+    """By zone id, as far as the last one goes."""
+    return tuple(values.get(number, none) for number in range(max(values) + 1))
 
 
 # --- security rules ---
@@ -554,6 +572,12 @@ def _nat_row(index: int, part: _NatPart, zone_ids: Mapping[str, int], objects: O
         _of_family(merge(objects.ranges(rule.destination)), rule.nat_type),
         _ports(rule.service, objects),
     )
+
+
+def _nat_meaning(part: _NatPart, zone_ids: Mapping[str, int], objects: Objects) -> object:
+    """The rule compiled as if it were alone and had no name."""
+    alone = part._replace(rule=part.rule.model_copy(update={"name": ""}))
+    return _nat_rule(0, alone, objects), [field and list(field) for field in _nat_row(0, alone, zone_ids, objects)[1:]]
 
 
 def _of_family(ranges: Sequence[Range], nat_type: NatType) -> list[Range]:

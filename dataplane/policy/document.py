@@ -86,12 +86,6 @@ class Document:
         """Line of the deepest part of the path that exists."""
         return self._nodes(path)[-1].line
 
-    def describe(self, path: Path) -> str:
-        """A path as an operator reads it, `security-rules[3].source`; what stands in a list inside goes by its name."""
-        if len(path) > 2 and isinstance(path[-1], int):
-            path = path[:-1]
-        return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-
     def _nodes(self, path: Path) -> list[Node]:
         nodes = [self.root]
         for part in path:
@@ -100,6 +94,13 @@ class Document:
                 break
             nodes.append(child)
         return nodes
+
+
+def describe(path: Path) -> str:
+    """A path as an operator reads it, `security-rules[3].source`; what stands in a list inside goes by its name."""
+    if len(path) > 2 and isinstance(path[-1], int):
+        path = path[:-1]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def _child(value: Value, part: str | int) -> Node | None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from dataplane.errors import ConfigError
 from dataplane.policy.applications import BUILT_IN, HOST_SERVICES
-from dataplane.policy.document import MAX_CHARACTERS, Document, Problem, Unreadable, read
+from dataplane.policy.document import MAX_CHARACTERS, Document, Problem, Unreadable, describe, read
 from dataplane.policy.document import Path as Place
 from dataplane.policy.model import (
     APPLICATION_DEFAULT,
@@ -83,8 +83,13 @@ def parse(text: str, name: str) -> Config:
     return config
 
 
+def check(config: Config) -> list[str]:
+    """What does not fit together in a configuration that was not read from a file: `PATH: message` each."""
+    return [f"{describe(problem.path)}: {problem.message}" for problem in _Check(config).problems()]
+
+
 def _report(document: Document, problems: Iterable[Problem], name: str) -> list[str]:
-    lines = [(p.line or document.line(p.path), document.describe(p.path) or "file", p.message) for p in problems]
+    lines = [(p.line or document.line(p.path), describe(p.path) or "file", p.message) for p in problems]
     return [f"{name}:{line}: {place}: {message}" for line, place, message in sorted(set(lines))]
 
 

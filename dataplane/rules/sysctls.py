@@ -70,6 +70,15 @@ class Sysctls:
             self._remember(path)
             _write(path, value)
 
+    def release(self, interfaces: Iterable[str]) -> None:
+        """Give back what apply() has set on interfaces that the firewall has nothing to do with any more."""
+        common = {path for path, _ in wanted(())}
+        for path in (path for path, _ in wanted(interfaces) if path not in common):
+            original = self._originals.pop(_key_of(path), None)
+            if original is not None:
+                _write(path, original)
+        self._record.save(self._originals)
+
     def restore(self) -> None:
         """Give every value back and forget it, those that a dead predecessor changed included."""
         for key, original in self._originals.items():

@@ -1,6 +1,7 @@
 """What an operator reads: the daemon's JSON laid out as PAN-OS lays it out. Pure functions, JSON in, lines out."""
 
 from dataplane.text.base import Json, printable
+from dataplane.text.commit import commit_preview, committed, confirmed, versions
 from dataplane.text.counters import alg, counters, rule_hit_count
 from dataplane.text.policy import ippool, nat_match, nat_policy, security_match, security_policy
 from dataplane.text.sessions import INFO_TIMEOUTS, session_all, session_id, session_info, session_meter
@@ -10,7 +11,10 @@ __all__ = [
     "INFO_TIMEOUTS",
     "Json",
     "alg",
+    "commit_preview",
+    "committed",
     "config",
+    "confirmed",
     "counters",
     "ippool",
     "nat_match",
@@ -23,4 +27,5 @@ __all__ = [
     "session_id",
     "session_info",
     "session_meter",
+    "versions",
 ]

@@ -114,6 +114,7 @@ def of_sessions(meter: Meter, number: int) -> dict[str, Any]:
         figures |= {
             "count": wall(lambda: firewall.cli("show", "session", "all", "filter", "count", "yes", timeout=120)),
             "find": wall(lambda: firewall.cli("show", "session", "all", "filter", "source", CLIENT, timeout=120)),
+            "commit": commit(firewall, filled_configuration(number)),
         }
         if expiring:
             figures |= daemon.watch_expiry(stays, figures.pop("due"))
@@ -163,6 +164,13 @@ def wall(call: Callable[[], Any]) -> float:
     if getattr(done, "returncode", 0):
         raise LabError(f"{done.args}: exit {done.returncode}: {done.stderr}")
     return took
+
+
+def commit(firewall: Firewall, config: Mapping[str, Any]) -> float:
+    """Seconds that the daemon takes to commit one rule more, which ends nothing: every live session is judged anew."""
+    more = {**config, "security-rules": [deny(0), *config["security-rules"]]}
+    order = {"config": more, "user": "bench", "source": "bench"}
+    return wall(lambda: list(request(firewall.directory / "runtime", "commit", order)))
 
 
 def fill(meter: Meter, path: Path, daemon: "Daemon", target: int, port: int) -> None:
@@ -232,6 +240,7 @@ def of_rules(meter: Meter, security: int, nat: int, rounds: int) -> dict[str, An
         with served_lab() as lab, lab.firewall(config) as firewall:
             if cached:
                 figures |= {"load": load_time(firewall.config, rounds), "start": restart(firewall)}
+                figures |= {"commit": commit(firewall, config)}
             figures |= {f"{key}_{name}": figure for key, figure in first_packets(meter, Path(lab), rounds).items()}
     return figures
 
@@ -283,14 +292,14 @@ def show(report: Mapping[str, Any]) -> None:
         "reached ns",
         "burst : bulk",
     ]
-    heads += ["count ms", "find one ms", "ager s", "of expired", "begun in s", "late s"]
+    heads += ["count ms", "find one ms", "commit ms", "ager s", "of expired", "begun in s", "late s"]
     print(line("sessions", heads))
     for row in report["sessions"]:
         print(line(f"{row['sessions']:,}", session_cells(row)))
     if report["dpdk"]:
         print(f"rte_hash: DPDK is {report['dpdk']}")
     print("\nBy rules before the one that matches\n")
-    heads = ["load ms", "start s", "1st pkt µs", "Python µs", "new/s", "Python new/s"]
+    heads = ["load ms", "start s", "commit ms", "1st pkt µs", "Python µs", "new/s", "Python new/s"]
     print(line("security + NAT", heads))
     for row in report["rules"]:
         print(line(f"{row['security']:,} + {row['nat']:,}", rule_cells(row)))
@@ -308,6 +317,7 @@ def session_cells(row: Mapping[str, Any]) -> list[str]:
         cell("{:.2f}", ours and bulk and ours / bulk),
         cell("{:.0f}", row["count"] * MILLE),
         cell("{:.0f}", row["find"] * MILLE),
+        cell("{:.0f}", row["commit"] * MILLE),
         cell("{:.2f}", row.get("ager")),
         cell("{:,}", row.get("expired")),
         cell("{:.2f}", row.get("begun_within")),
@@ -320,6 +330,7 @@ def rule_cells(row: Mapping[str, Any]) -> list[str]:
     return [
         cell("{:,.0f}", row["load"] * MILLE),
         cell("{:.2f}", row["start"]),
+        cell("{:.0f}", row["commit"] * MILLE),
         cell("{:.1f}", row["p50_cached"]),
         cell("{:.1f}", row["p50_python"]),
         cell("{:,.0f}", row["rate_cached"]),

