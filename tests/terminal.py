@@ -41,7 +41,13 @@ class Terminal:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.process.kill()
         self.process.wait()
-        os.close(self._master)
+        self.hangs_up()
+
+    def hangs_up(self) -> None:
+        """The operator's window is closed."""
+        if self._master >= 0:
+            os.close(self._master)
+        self._master = -1
 
     @property
     def screen(self) -> str:

@@ -439,6 +439,22 @@ def test_pages(daemon, terminal):
     assert endless.made < 20_000
 
 
+def test_a_page_holds_lines_that_are_wider_than_the_screen(daemon, terminal):
+    """They count as the rows that they take, and return shows a whole one."""
+    daemon.rows["show running config"] = [{"zones": [{"name": "y" * 990, "interfaces": []}] * 5}]
+    terminal.types("show running config\r").sees("--more--")
+    assert terminal.screen.count("y" * 90) >= 20
+    terminal.types("\r").sees("--more--").types("\r").sees("--more--").types("q").sees(PROMPT)
+
+
+def test_a_terminal_that_hangs_up_ends_the_shell(daemon, terminal):
+    """In the middle of a page, where a key is waited for."""
+    daemon.rows["show session all"] = Endless()
+    terminal.types("show session all\r").sees("--more--")
+    terminal.hangs_up()
+    terminal.process.wait(10)
+
+
 def test_no_more_and_short_answers_do_not_stop(daemon, terminal):
     """A page that just fits is not asked about."""
     daemon.rows["show session all"] = [{**session(), "id": number} for number in range(100)]

@@ -32,7 +32,7 @@ class Prompt:
         self.text = f"{user()}@{socket.gethostname().partition('.')[0]}> "
         self._session: PromptSession[str] = PromptSession(
             FormattedText([("", self.text)]),
-            history=history(state_file()),
+            history=history(),
             completer=_LineCompleter(words),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
@@ -87,14 +87,15 @@ def state_file() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "dataplane" / "history"
 
 
-def history(path: Path) -> History:
+def history() -> History:
     """What was typed before, kept for its user alone; forgotten at the end where no file can be had."""
     try:
+        path = state_file()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > MOST_HISTORY:
             path.replace(path.with_suffix(".old"))
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:
+    except (OSError, RuntimeError):  # or no home
         return InMemoryHistory()
     os.fchmod(descriptor, 0o600)
     os.close(descriptor)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from prompt_toolkit.utils import get_cwidth
 
-from dataplane.shell.pipes import Enough
+from dataplane.shell.pipes import Enough, Leave
 from dataplane.text import printable
 
 MORE = "--more--"
@@ -24,7 +24,6 @@ HELP = "space: next page  return: next line  /: search  q: quit"
 SEQUENCE = re.compile(rb"\x1b(?:[\[O][0-9;]*[A-Za-z~]|[^\[O])")
 SEQUENCE_TIME = 0.05  # seconds between the bytes of one key
 KEYS = {"\x1b[B": "\n", "\x1b[6~": " ", "\r": "\n", "\x1b[F": "G"}  # arrow down, page down, return, end
-NOBODY = "q"  # what a terminal that has hung up would press
 BACKSPACE = ("\x7f", "\b")
 ERASE_LINE = "\r\x1b[K"
 OTHER_SCREEN, FIRST_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # without and with a cursor
@@ -48,14 +47,14 @@ class Terminal:
         self._out.flush()
 
     def key(self, seconds: float | None = None) -> str | None:
-        """The next key, waited for; None when none came in time."""
+        """The next key, waited for; None when none came in time. Leave when nobody can press one any more."""
         with self.keys():
             if not self._comes(seconds):
                 return None
-            key = os.read(self._in, 1)
+            key = self._byte()
             while not _is_whole(key) and self._comes(SEQUENCE_TIME):
-                key += os.read(self._in, 1)  # no more than this key: the next one may be the prompt's
-        text = key.decode(errors="replace") or NOBODY
+                key += self._byte()  # no more than this key: the next one may be the prompt's
+        text = key.decode(errors="replace")
         return KEYS.get(text, text)
 
     def ask(self, question: str) -> str:
@@ -68,6 +67,15 @@ class Terminal:
                 self.write(f"{ERASE_LINE}{question}{line}")
             self.write(ERASE_LINE)
         return line
+
+    def _byte(self) -> bytes:
+        try:
+            byte = os.read(self._in, 1)
+        except OSError:  # the terminal is gone
+            byte = b""
+        if not byte:
+            raise Leave
+        return byte
 
     def _comes(self, seconds: float | None) -> bool:
         return bool(select.select([self._in], [], [], seconds)[0])
@@ -107,8 +115,8 @@ class Pager:
         self._sought = None
         columns, lines = self._terminal.size
         height = max(-(-get_cwidth(text) // columns), 1)
-        while (height > self._room and self._room < lines - 1) or self._room <= 0:
-            self._turn(lines - 1)
+        while self._room < min(height, lines - 1):
+            self._turn(height, lines - 1)
             if self._sought is not None:
                 return self.line(text)
         self._room -= height
@@ -119,8 +127,8 @@ class Pager:
         if self._sought is not None:
             self._terminal.write("Pattern not found\n")
 
-    def _turn(self, page: int) -> None:
-        """One key at the end of a page."""
+    def _turn(self, height: int, page: int) -> None:
+        """One key at the end of a page, before a line that takes so many of the screen's."""
         with self._terminal.keys():
             self._terminal.write(MORE)
             key = self._terminal.key()
@@ -128,7 +136,7 @@ class Pager:
         if key in (" ", "f"):
             self._room = page
         elif key in ("\n", "j"):
-            self._room = 1
+            self._room = height
         elif key == "G":
             self._room = float("inf")
         elif key == "/":
