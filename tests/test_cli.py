@@ -416,6 +416,7 @@ def test_a_show_loads_nothing_that_it_does_not_need(daemon, tmp_path):
     loaded = set(done.stderr.split())
     assert "dataplane.client" in loaded
     assert not loaded & {
+        "prompt_toolkit",
         "pydantic",
         "pyroute2",
         "rich",
