@@ -81,6 +81,10 @@ void session_free(struct table *t, const uint32_t *ids, uint32_t n);      /* CLO
  * were dealt with.  Fewer than n: there is no room, the rest is for the next call. */
 uint32_t record_write(const struct session_copy *copies, uint32_t n, bool ended, const struct record_names *names,
 		      struct record_text *out);
+/* Rows of the control socket for copies of sessions, whole ones or columns of a list; how many copies were dealt with, as
+ * record_write(). */
+uint32_t row_write(const struct session_copy *copies, uint32_t n, bool columns, const struct record_names *names,
+		   const struct refusals *refusals, struct record_text *out);
 /* Offload.  program_load() puts the compiled program into the kernel, for so many sessions of this table: NULL and errno on
  * failure (ENOSYS: built without it).  It stays until the process ends. */
 struct program *program_load(struct table *t, const char *path, uint32_t sessions);

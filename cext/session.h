@@ -37,6 +37,9 @@
 #define OFFLOAD_PORTS 1024     /* places for interfaces, found by index */
 #define OFFLOAD_PROBES 4       /* places that are looked at */
 #define ANY_HOP 0xffffffff
+#define REFUSED_PLACES 65536
+#define ROW_ROOM 1536          /* bytes of a row that are no name, at most */
+#define ROW_NAMES 10           /* names in a row */
 #define TENTHS 10              /* ticks in a second */
 
 /* As a flow's packets look on the wire, in the zone they come from. */
@@ -431,6 +434,13 @@ struct record_text {
 	uint32_t size;
 	uint32_t used;
 	uint32_t lines;
+};
+
+/* Why sessions are not offloaded, by those whose offload was refused: each has a place, which another may take over. */
+struct refusals {
+	struct words reason;
+	const char *all;             /* why none is, as JSON; NULL: some are */
+	const uint64_t *places;      /* [id % REFUSED_PLACES]: generation << 32 | id / REFUSED_PLACES << 8 | reason */
 };
 
 /* Every condition that is set must hold.  Zones, ports, protocol: 0 is any; addresses are ranges, compared as bytes. */

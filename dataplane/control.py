@@ -34,6 +34,10 @@ Handler = Callable[[dict[str, object]], Iterator[object]]
 logger = logging.getLogger(__name__)
 
 
+class Lines(bytes):
+    """Rows that their handler has made lines of: each {"row": X} and a newline."""
+
+
 class Request(msgspec.Struct, frozen=True):
     command: str
     arguments: dict[str, object] = {}
@@ -130,7 +134,7 @@ class ControlServer:
                 row = next(rows)
             except StopIteration as end:
                 return end.value or {}
-            yield _encode({"row": row})
+            yield row if isinstance(row, Lines) else _encode({"row": row})
 
 
 def _remove_stale(path: Path) -> None:

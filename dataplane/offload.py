@@ -18,13 +18,11 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib, unpacker
-from dataplane.flow import Session
 from dataplane.neighbours import Neighbours
-from dataplane.policy.applications import ICMP, ICMPV6, TCP, UDP
 from dataplane.routes import Link
 from dataplane.sessions import KEY, SessionTable, read_key
 from dataplane.slowpath import World
@@ -33,13 +31,15 @@ INTERVAL = 20  # ms between two looks at what is offered
 SECOND = 1.0
 BATCH = 256
 MAX_HOPS = 65536
-MAX_REMEMBERED = 65536  # destinations, and sessions that were refused
+MAX_REMEMBERED = 65536  # destinations
+REFUSED_PLACES: int = lib.REFUSED_PLACES
 MAX_SESSIONS: int = lib.MAX_OFFLOADED
 NO_NEIGHBOUR, NO_ROUTE, POLICY_ROUTING, NO_ETHERNET, TAGGED, MAP_FULL = (
     "no-neighbour", "no-route", "policy-routing", "no-ethernet", "tagged", "map-full",
 )  # fmt: skip
 WIRE_LINK = bytes(12)
-OFFLOADED_PROTOCOLS = (ICMP, TCP, UDP, ICMPV6)
+REASONS = ("", NO_NEIGHBOUR, NO_ROUTE, POLICY_ROUTING, NO_ETHERNET, TAGGED, MAP_FULL)
+SPELLED = [ffi.new("char[]", f'"{reason}"'.encode()) for reason in REASONS]
 
 VIEW = unpacker("offload_view", ["id", "generation", "hop", "key", "ingress", "egress"])
 VIEW_SIZE = ffi.sizeof("struct offload_view")
@@ -65,6 +65,13 @@ class Hop:
     neighbour: int | None
 
 
+class Refusals(NamedTuple):
+    """C's `struct refusals`, and what it points to."""
+
+    pointer: Any
+    kept: tuple[Any, ...]
+
+
 class View:
     """One session of a batch that C has filled in."""
 
@@ -76,7 +83,7 @@ class View:
 
 
 class Offload(threading.Thread):
-    """follow() from the thread that has seen the change, reason() from any, everything else from its own."""
+    """follow() from the thread that has seen the change, refusals() from any, everything else from its own."""
 
     def __init__(self, table: SessionTable, filters: Filters, enabled: bool) -> None:
         super().__init__(name="offload", daemon=True)
@@ -88,7 +95,8 @@ class Offload(threading.Thread):
         self._resolved: dict[tuple[int, int], Any] = {}  # (destination, zone) -> C's hop, or why there is none
         self._hops: dict[Hop, Any] = {}
         self._free = list(range(MAX_HOPS - 1, -1, -1))
-        self._refused: dict[int, tuple[int, str]] = {}  # session id -> generation, reason
+        self._refused = ffi.new("uint64_t[]", REFUSED_PLACES)  # as `struct refusals` has it
+        self._reasons = ffi.new("char *[]", SPELLED)
         self._waiting: list[tuple[int, int]] = []  # id and generation: refused for a reason that may pass
         self._views = ffi.new("struct offload_view[]", BATCH)
         self._alive, self._hangup = socket.socketpair()
@@ -146,20 +154,11 @@ class Offload(threading.Thread):
             self._resolved.clear()
             self._take_off_what_moved(world)
 
-    def reason(self, session: Session) -> str | None:
-        """Why it is not offloaded; None if it is."""
-        if session.offloaded:
-            return None
-        if session.inspected or session.adjusted:
-            return "alg"
-        if self._idle_reason is not None:
-            return self._idle_reason
-        if session.host:
-            return "host"
-        if session.c2s.proto not in OFFLOADED_PROTOCOLS:
-            return "protocol"
-        generation, reason = self._refused.get(session.id, (0, ""))
-        return reason if generation == session.generation else "not-established"
+    def refusals(self) -> Refusals:
+        """Why sessions are not offloaded."""
+        words = {"json": self._reasons, "n": len(REASONS)}
+        whole = ffi.NULL if self._idle_reason is None else ffi.new("char[]", f'"{self._idle_reason}"'.encode())
+        return Refusals(ffi.new("struct refusals *", [words, whole, self._refused]), (self, whole))
 
     # ---- the thread ----
 
@@ -199,13 +198,14 @@ class Offload(threading.Thread):
         if reason is None:
             done = lib.session_offload(self._table.pointer, view.id, view.generation, c2s, s2c)
             reason = MAP_FULL if done == lib.OFFLOAD_FULL else None
-        if reason is None:
-            self._refused.pop(view.id, None)
-            return
-        if len(self._refused) >= MAX_REMEMBERED:
-            self._refused.clear()
-        self._refused[view.id] = view.generation, reason
-        self._waiting.append((view.id, view.generation))
+        if reason is not None:
+            self._remember(view, reason)
+            self._waiting.append((view.id, view.generation))
+
+    def _remember(self, view: View, reason: str) -> None:
+        """In one word, so that nobody reads half of it. What was there is told as `not-established` from now on."""
+        high, place = divmod(view.id, REFUSED_PLACES)
+        self._refused[place] = view.generation << 32 | high << 8 | REASONS.index(reason)
 
     def _every_second(self) -> None:
         """Counts come in, hops that nobody goes by are forgotten, the others' neighbours are asked after."""

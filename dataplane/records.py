@@ -31,6 +31,11 @@ class Records:
         """From the next line on; `actions` by rule number."""
         self._known = Spelled(names, actions)
 
+    @property
+    def known(self) -> "Spelled":
+        """The names in force."""
+        return self._known
+
     def begun(self, copies: Copies) -> Iterator[tuple[bytes, int]]:
         """(lines, how many): what became of sessions whose beginning is logged."""
         return self._lines(copies, ended=False)
@@ -77,6 +82,10 @@ class Spelled:
         self._names.time = self._time
         self._names.now = lib.table_now()
         return self._names
+
+    def copy(self) -> Any:
+        """The struct, for another thread; good for as long as this object is kept."""
+        return ffi.new("struct record_names *", self._names[0])
 
     def _words(self, words: Iterable[str | None]) -> Any:
         texts = [msgspec.json.encode(word) for word in words]

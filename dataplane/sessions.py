@@ -312,22 +312,32 @@ class SessionTable:
 
     def read(self, session_id: int) -> Session | None:
         """The session in a slot, alive or ended; None where there is no such slot or it was never used."""
+        copy = self.copy(session_id)
+        return None if copy is None else _session(COPY.unpack(ffi.buffer(copy)), lib.table_now())
+
+    def copy(self, session_id: int) -> Any | None:
+        """The same in C memory."""
         copy = ffi.new("struct session_copy *")
         copy.id = session_id
         session = ffi.addressof(copy, "session")
         if not lib.session_read(self.pointer, session_id, session) or not session.generation:
             return None
         copy.timeout = lib.session_timeout(self.pointer, session)
-        return _session(COPY.unpack(ffi.buffer(copy)), lib.table_now())
+        return copy
 
     def scan(self, session_filter: Any = None, start_at: int = 0) -> Iterator[Session]:
         """Sessions in the order of their ids, from start_at on; memory for SCAN_BATCH of them at a time."""
         session_filter = session_filter or ffi.new("struct session_filter *")
-        batch = ffi.new("struct session_copy[]", SCAN_BATCH)
+        for batch, n in self.copies(session_filter, start_at, SCAN_BATCH):
+            yield from Copies(batch, n)
+
+    def copies(self, session_filter: Any, start_at: int, at_once: int) -> Iterator[tuple[Any, int]]:
+        """The same in C memory: (the first, how many), good until the next are asked for."""
+        batch = ffi.new("struct session_copy[]", at_once)
         following = ffi.new("uint32_t *", min(start_at, self.max_sessions + 1))
         while True:
-            n = lib.table_scan(self.pointer, session_filter, following, batch, SCAN_BATCH)
-            yield from Copies(batch, n)
+            n = lib.table_scan(self.pointer, session_filter, following, batch, at_once)
+            yield batch, n
             if not following[0]:
                 return
 

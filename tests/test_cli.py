@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner, Result
@@ -20,7 +20,17 @@ from dataplane.cli import main
 from dataplane.client import SOCKET_NAME
 from dataplane.control import ControlServer
 from dataplane.errors import ConfigError, DataplaneError
-from tests.test_text import COUNTERS, DNS_RULE, PING_AND_PREDICT, counter, nat_rule, predict, security_rule, session
+from tests.test_text import (
+    COUNTERS,
+    DNS_RULE,
+    PING_AND_PREDICT,
+    columns,
+    counter,
+    nat_rule,
+    predict,
+    security_rule,
+    session,
+)
 
 ROOT = Path(__file__).parent.parent
 FLOW = "from trust to untrust source 10.1.0.5 destination 192.0.2.9 destination-port 443 protocol 6"
@@ -70,7 +80,7 @@ class FakeDaemon:
             for row in self.rows[command]:
                 if isinstance(row, Exception):
                     raise row
-                yield row
+                yield columns(cast(dict[str, Any], row)) if arguments.get("columns") else row
             return {"elapsed": 349.576}
 
         return answer
@@ -170,7 +180,7 @@ def test_session_filter_words(daemon, dataplane, typed, sent):
     """`filter` is said once; start-at and count stand on either side of it; values go as typed."""
     daemon.rows["show session all"] = [2] if sent["count"] else []
     assert dataplane("show", "session", "all", *typed.split()).exit_code == 0
-    assert daemon.asked == [("show session all", sent)]
+    assert daemon.asked == [("show session all", sent | {"columns": not sent["count"]})]
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])

@@ -1,6 +1,6 @@
 """What the control socket's commands answer, from a real session table and policy but without a kernel."""
 
-from collections.abc import Iterator
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,16 +12,18 @@ from hypothesis import strategies as st
 from dataplane.commands import handlers
 from dataplane.commands.complete import id_ranges
 from dataplane.commit import Committer
-from dataplane.control import Handler
+from dataplane.control import Handler, Lines
 from dataplane.counters import GlobalCounters, HitCounts
 from dataplane.engine import Engine
 from dataplane.errors import DataplaneError, UsageError
 from dataplane.ffi import lib
 from dataplane.flow import Decision, FlowKey, Translation
 from dataplane.names import Names
+from dataplane.offload import Offload
 from dataplane.policy.changes import identify
 from dataplane.policy.compile import compile_policy
 from dataplane.policy.load import parse
+from dataplane.records import Records
 from dataplane.routes import address_from_text as address
 from dataplane.sessions import HOST_ZONE, MAX_APPLICATIONS, SessionTable
 from tests.talk import endpoint
@@ -74,6 +76,7 @@ class Bench:
         names.nat_rules.numbers(rule.name for rule in policy.nat_rules)
         names.applications.numbers(["dns", "web-browsing", "ssl"])
         self.table = SessionTable(config.settings.session.max_sessions)
+        self.records = Records()
         self.hits = HitCounts()
         world = SimpleNamespace(interface_address=lambda _name, ipv4: address(OUTSIDE) if ipv4 else None)
         engine = SimpleNamespace(
@@ -88,13 +91,18 @@ class Bench:
             counters=GlobalCounters(),
             ager=SimpleNamespace(rates=SimpleNamespace(packets=12.6, kilobits=99.4, connections=3.0)),
             slowpath=SimpleNamespace(world=world),
-            offload=SimpleNamespace(running=True, reason=lambda _session: "not-established"),
+            offload=Offload(self.table, cast(Any, SimpleNamespace()), enabled=False),
+            records=self.records,
         )
         self._handlers: dict[str, Handler] = handlers(cast(Engine, engine), cast(Committer, None))
 
     def ask(self, command: str, **arguments: object) -> list[Any]:
         """The rows of an answer."""
-        return list(cast(Iterator[Any], self._handlers[command](arguments)))
+        self.records.know(self.names, {})
+        made: list[Any] = []
+        for row in self._handlers[command](arguments):
+            made += [json.loads(line)["row"] for line in row.splitlines()] if isinstance(row, Lines) else [row]
+        return made
 
     def ids(self, **pairs: str) -> list[int]:
         """Sessions that pass a filter whose keys are written with underscores; a final one is cut (from_)."""

@@ -323,7 +323,7 @@ def test_a_script_goes_on_after_a_failure(daemon, tmp_path):
         ("show session all | match ^[0-9] | count", ["Count: 2 lines"]),
         ("show session all | match VSYS1 | last 1", [PREDICTED]),
         ("show session all | except '^(-|vsys|ID|[0-9])'", []),
-        ("show session all | json | match '\"id\": 504' | count", ["Count: 1 lines"]),
+        ("show session all | json | match '\"id\": ?504' | count", ["Count: 1 lines"]),
         ("show session all --json | last 1 | no-more", ["]"]),
         ("show session all | m ftp | c", ["Count: 1 lines"]),
         ("show session all filter count yes | json", ["20"]),
@@ -365,9 +365,9 @@ def test_names_never_move_the_cursor(daemon, tmp_path):
     ]
     for text in (inside.stdout, inside.stderr, *(done.stdout + done.stderr for done in outside)):
         assert all(char == "\n" or char.isprintable() for char in text)
-        assert "\\x1b[2J" in text
-    assert "\\x9b2J\\u202e" in inside.stdout
-    assert inside.stderr == "\\x1b[2J\nsecond line\n"
+        assert "\\u001b[2J" in text
+    assert "\\u009b2J\\u202e" in inside.stdout
+    assert inside.stderr == "\\u001b[2J\nsecond line\n"
 
 
 # ---- at a terminal ----
@@ -384,7 +384,9 @@ def test_a_prompt_completes_helps_and_obeys(daemon, terminal):
     """As an operator goes about it: `?`, Tab, Return."""
     terminal.types("sh sess ?").sees("> meter")
     terminal.types("al\tfil\tru\tw\t\r").sees("(10.2.62.150[1])").sees(PROMPT)
-    assert daemon.asked == [("show session all", {"filter": {"rule": "web only"}, "start_at": 0, "count": False})]
+    assert [(command, asked["filter"]) for command, asked in daemon.asked] == [
+        ("show session all", {"rule": "web only"})
+    ]
 
 
 def test_control_c_drops_the_line_and_control_d_leaves(terminal):

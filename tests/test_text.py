@@ -1,10 +1,13 @@
 """Layouts against real PAN-OS output, byte for byte, and what happens where that output is silent."""
 
 import io
+import json
 import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from dataplane import text
@@ -267,6 +270,22 @@ def predict(**changes: object) -> dict[str, Any]:
     return session(**known, **changes)
 
 
+def columns(session: dict[str, Any]) -> list[object]:
+    """What a list on a terminal shows of a session, in its order."""
+    c2s, s2c = session["c2s"], session["s2c"]
+    return [
+        *(session[key] for key in ("id", "application", "state", "type", "flags")),
+        *(c2s[key] for key in ("source", "sport", "source_zone", "proto")),
+        *(s2c["dst"], s2c["dport"], session["vsys"]),
+        *(c2s["dst"], c2s["dport"], s2c["source_zone"], s2c["source"], s2c["sport"]),
+    ]
+
+
+def session_lines(*sessions: dict[str, Any]) -> list[str]:
+    """`show session all`, line by line."""
+    return printed(text.session_all([map(columns, sessions)])).splitlines()
+
+
 def counter(name: str, value: int, severity: str, category: str, aspect: str, description: str) -> dict[str, object]:
     kind = {"severity": severity, "category": category, "aspect": aspect, "description": description}
     return {"name": name, "value": value, "rate": 0, **kind}
@@ -332,14 +351,14 @@ def _utc(monkeypatch):
 
 def test_session_all():
     """Both rows of the sample, NAT and PREDICT."""
-    assert printed(text.session_all([session(), predict()])) == PING_AND_PREDICT
+    assert "\n".join([*session_lines(session(), predict()), ""]) == PING_AND_PREDICT
 
 
 def test_session_all_keeps_its_columns():
     """The longest application is cut; a full 32-bit id and IPv6 move nothing."""
     ipv6 = flow("2001:db8::1", "Inside", "2001:db8::2", 6, 1025, 443)
     wide = session(id=4294967295, application="google-translate-base", state="DISCARD", c2s=ipv6)
-    rows = list(text.session_all([wide]))
+    rows = session_lines(wide)
     assert rows[4].startswith("4294967295   google-transla DISCARD FLOW  NS   2001:db8::1[1025]/Inside/6  (")
     assert rows[5].index("2001:db8::2[443]/Outside") == rows[4].index("2001:db8::1") == 47
 
@@ -348,20 +367,20 @@ def test_session_all_shows_what_the_other_side_sees():
     """With both translations, the parenthesised tuples are the return flow's ends."""
     c2s = flow("10.1.0.5", "trust", "192.0.2.1", 6, 4000, 8080)
     s2c = flow("10.3.0.9", "dmz", "10.3.0.1", 6, 80, 1030)
-    rows = list(text.session_all([session(c2s=c2s, s2c=s2c, flags="NB")]))
+    rows = session_lines(session(c2s=c2s, s2c=s2c, flags="NB"))
     assert rows[4][42:] == "NB   10.1.0.5[4000]/trust/6  (10.3.0.1[1030])"
     assert rows[5][47:] == "192.0.2.1[8080]/dmz  (10.3.0.9[80])"
 
 
 def test_session_all_is_lazy():
-    """A row is laid out when it is asked for: the header does not wait for the first."""
+    """Sessions are laid out as they come: the header does not wait for the first, nor these for others."""
 
     def sessions():
-        yield session()
-        raise AssertionError("asked for more than one session")
+        yield [columns(session())]
+        raise AssertionError("asked for more than there was")
 
     lines = text.session_all(sessions())
-    assert [next(lines) for _ in range(6)][4].startswith("20 ")
+    assert [next(lines) for _ in range(5)][4].startswith("20 ")
 
 
 def test_session_id():
@@ -614,3 +633,12 @@ def test_config_reads_like_the_file():
         "  pool: 192.0.2.10-192.0.2.20",
         '  v6: "2001:db8::/64"',
     ]
+
+
+@given(st.text())
+def test_what_is_printed_moves_no_cursor_and_stays_json(name):
+    """Whatever a name holds; and a program that reads the JSON finds the name."""
+    shown = text.printable(json.dumps(name, ensure_ascii=False))
+    assert shown.isprintable()
+    assert json.loads(shown) == name
+    assert text.printable_lines(f"{name}\n{name}") == "\n".join(map(text.printable, f"{name}\n{name}".split("\n")))

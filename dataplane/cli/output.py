@@ -6,19 +6,31 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 from dataplane import text
+from dataplane.cli.priority import patiently
+from dataplane.client import Answer
 from dataplane.errors import DataplaneError
 
 
 def emit(lines: Iterable[str]) -> None:
     """Print lines as they come; the flush meets a closed pipe here and not when the interpreter ends."""
     for line in lines:
-        sys.stdout.write(f"{text.printable(line)}\n")
+        sys.stdout.write(f"{text.printable_lines(line)}\n")
     sys.stdout.flush()
 
 
-def emit_list(rows: Iterable[object], layout: Callable[[Iterable[text.Json]], Iterator[str]], as_json: bool) -> None:
+def emit_list(rows: Answer, layout: Callable[[Iterable[text.Json]], Iterator[str]], as_json: bool) -> None:
     """Print rows as they arrive, laid out or as one JSON list."""
-    emit(json_list(rows) if as_json else layout(cast(Iterable[text.Json], rows)))
+    emit(json_list(undecoded(rows)) if as_json else layout(cast(Iterable[text.Json], rows)))
+
+
+def undecoded(rows: Answer) -> Iterator[str]:
+    """Rows as the JSON that they came as, many at once."""
+    return map(bytes.decode, patiently(rows.blocks()))
+
+
+def decoded(rows: Answer) -> Iterator[list[list[object]]]:
+    """Rows that are arrays, a list of them at a time."""
+    return (json.loads(f"[{block}]") for block in undecoded(rows))
 
 
 def emit_object(rows: Iterator[object], layout: Callable[[text.Json], Iterator[str]], as_json: bool) -> None:
@@ -46,10 +58,10 @@ def only_row(rows: Iterator[object]) -> object:
     return only[0]
 
 
-def json_list(rows: Iterable[object]) -> Iterator[str]:
-    """One JSON list, an element a line."""
+def json_list(elements: Iterable[str]) -> Iterator[str]:
+    """One list of what is JSON already, an element a line; several that are joined by commas will do for one."""
     held = ""
-    for row in rows:
+    for element in elements:
         yield f"{held}," if held else "["
-        held = json.dumps(row)
+        held = element
     yield from (held, "]") if held else ("[]",)

@@ -1,5 +1,6 @@
 """`show`: what the running firewall knows."""
 
+import json
 from pathlib import Path
 from typing import cast
 
@@ -7,7 +8,7 @@ import click
 
 from dataplane import filters, text
 from dataplane.cli.base import json_option, runtime_dir_option
-from dataplane.cli.output import emit, emit_list, emit_object, json_list
+from dataplane.cli.output import decoded, emit, emit_list, emit_object, json_list, undecoded
 from dataplane.cli.words import COUNTER_FILTER, SESSION_LIST, session_selection
 from dataplane.client import request
 from dataplane.grammar import WordsCommand, live_names, words
@@ -34,11 +35,14 @@ def show_session_all(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -
     prints how many there are.
     """
     arguments = session_selection(words)
-    rows = request(runtime_dir, "show session all", arguments)
+    columns = not (as_json or arguments["count"])
+    rows = request(runtime_dir, "show session all", arguments | {"columns": columns})
     if arguments["count"]:
         emit(map(str, rows))
+    elif columns:
+        emit(text.session_all(decoded(rows)))
     else:
-        emit_list(rows, text.session_all, as_json)
+        emit(json_list(undecoded(rows)))
 
 
 @show_session.command("id")
@@ -95,7 +99,7 @@ def show_counter_global(words: tuple[str, ...], as_json: bool, runtime_dir: Path
     filters.parse_counter_filter(selection)
     answer = request(runtime_dir, "show counter global", {"filter": selection})
     rows = cast(list[text.Json], list(answer))
-    emit(json_list(rows) if as_json else text.counters(rows, cast(float, answer.done["elapsed"])))
+    emit(json_list(map(json.dumps, rows)) if as_json else text.counters(rows, cast(float, answer.done["elapsed"])))
 
 
 @show.group("running")

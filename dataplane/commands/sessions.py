@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from dataplane.commands.arguments import Arguments, mapping, number
-from dataplane.control import Handler
+from dataplane.control import Handler, Lines
 from dataplane.engine import Engine
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.filters import SessionFilter, parse_filter
-from dataplane.flow import Session
+from dataplane.rows import Rows
 from dataplane.sessions import STATES, TICKS, TYPES
-from dataplane.views import VSYS, session_json
 
+VSYS = "vsys1"
 STATE_WORDS = {"initial": "INIT"}
 NAT_BITS = {"none": 0, "source": lib.FLAG_SNAT, "destination": lib.FLAG_DNAT, "both": lib.FLAG_SNAT | lib.FLAG_DNAT}
 
@@ -43,18 +43,18 @@ class SessionCommands:
         if arguments.get("count"):
             yield 0 if in_c is None else self._engine.table.count_matching(in_c)
         elif in_c is not None:
-            for session in self._engine.table.scan(in_c, start_at):
-                yield self._session_json(session)
+            yield from map(Lines, self._rows(arguments.get("columns") is True).all(in_c, start_at))
 
     def session_id(self, arguments: Arguments) -> Iterator[object]:
         session_id = number("id", arguments.get("id"))
-        session = self._engine.table.read(session_id)
-        if session is None:
+        copy = self._engine.table.copy(session_id)
+        if copy is None:
             raise DataplaneError(f"session {session_id} does not exist")
-        yield self._session_json(session)
+        yield from map(Lines, self._rows().of(copy, 1))
 
-    def _session_json(self, session: Session) -> dict[str, Any]:
-        return session_json(session, self._engine.names, self._engine.offload.reason(session))
+    def _rows(self, columns: bool = False) -> Rows:
+        engine = self._engine
+        return Rows(engine.table, engine.records, engine.offload.refusals(), columns)
 
     def session_info(self, arguments: Arguments) -> Iterator[object]:
         del arguments

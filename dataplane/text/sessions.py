@@ -23,25 +23,18 @@ TRACKER_STAGES = {
 }
 
 
-def session_all(sessions: Iterable[Json]) -> Iterator[str]:
-    """`show session all`: two lines for each session."""
+# The columns of a list in their order (row.c): a row of them is printed by one operator, as there may be a million.
+ROW = "%-13d%-15.14s%-8s%-6.4s%-5s%s[%d]/%s/%d  (%s[%d])\n%-47.46s%s[%d]/%s  (%s[%d])"
+
+
+def session_all(lists: Iterable[Iterable[Iterable[object]]]) -> Iterator[str]:
+    """`show session all`: two lines for each session, many sessions at once."""
     yield RULE
     yield "ID          Application    State   Type Flag  Src[Sport]/Zone/Proto (translated IP[Port])"
     yield "Vsys                                          Dst[Dport]/Zone (translated IP[Port])"
     yield RULE
-    for session in sessions:
-        yield from _session_row(session)
-
-
-def _session_row(session: Json) -> Iterator[str]:
-    """A translated address is what the other flow calls its far end."""
-    c2s, s2c = session["c2s"], session["s2c"]
-    kind = TYPES.get(session["type"], session["type"])
-    name = f"{session['id']:<13}{session['application'][:14]:<15}{session['state']:<8}{kind:<6}{session['flags']:<5}"
-    source = f"{c2s['source']}[{c2s['sport']}]/{c2s['source_zone']}/{c2s['proto']}"
-    yield f"{name}{source}  ({s2c['dst']}[{s2c['dport']}])"
-    destination = f"{c2s['dst']}[{c2s['dport']}]/{s2c['source_zone']}"
-    yield f"{session['vsys'][:46]:<47}{destination}  ({s2c['source']}[{s2c['sport']}])"
+    for sessions in lists:
+        yield "\n".join([ROW % tuple(columns) for columns in sessions])
 
 
 def session_id(session: Json) -> Iterator[str]:

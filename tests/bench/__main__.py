@@ -1,7 +1,7 @@
 """`python -m tests.bench`: its tables, one after the other, in network namespaces.
 
-First the ways of forwarding side by side, every row measured in every round; then how figures grow (scale.py), and what
-a flood leaves (flood.py).
+First the ways of forwarding side by side, every row measured in every round; then how figures grow (scale.py), what a
+flood leaves (flood.py), and what an operator's lists leave (lists.py).
 
 How each column is measured: tcp is one iperf3 stream; the others come from traffic.c, whose head says how.
 `added` is half of a UDP round trip less the same over a direct wire, measured right after it, so it includes the
@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tests.bench import flood, scale
+from tests.bench import flood, lists, scale
 from tests.bench.measure import FULL, QUICK, Meter, Round
 from tests.bench.plot import draw
 from tests.bench.report import machine, show, summary
@@ -70,6 +70,10 @@ def tables(options: argparse.Namespace, meter: Meter, directory: Path) -> Iterat
         progress("")
         flood.show(flooded)
         yield {"flood": flooded}
+        listed = lists.measure(meter, lists.QUICK if options.quick else lists.FULL, progress)
+        progress("")
+        lists.show(listed)
+        yield {"lists": listed}
 
 
 def write(report: Mapping[str, Any], options: argparse.Namespace) -> None:
@@ -89,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="a few minutes: fewer and shorter rounds, smaller tables")
     made.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file too")
     made.add_argument("--plot", type=Path, metavar="FILE", help="draw the table: .svg, .png, .pdf")
-    made.add_argument("--scale", action="store_true", help="only how figures grow with sessions and rules, and a flood")
+    made.add_argument("--scale", action="store_true", help="only what follows the first table")
     listed = f"only the first table, with these rows: {', '.join(ROWS)}; all without a name"
     made.add_argument("--rows", nargs="*", choices=list(ROWS), metavar="ROW", help=listed)
     return made

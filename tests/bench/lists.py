@@ -1,0 +1,134 @@
+"""What the operator's lists take from the traffic, and how long they take.
+
+SESSIONS sessions lie in the table. One TCP stream crosses, first alone, then beside somebody who types without a
+pause: the whole list, those of one source, their number, each a process of its own, all in a session as a terminal is.
+`kept` is the stream's rate beside them as a share of the rate alone, the median of rounds of which each measures both,
+one right after the other; `worst` the same of the lowest second beside them. `list` and `JSON` are the seconds that the
+whole list takes when nothing else goes on.
+"""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from tests.bench.flood import output, running
+from tests.bench.measure import ONE_FLOW, PORT, Meter
+from tests.bench.rows import SOURCES, Path, served_lab
+from tests.bench.scale import Daemon, fill, filled_configuration, unlogged, wall
+from tests.lab.firewall import PROGRAM, ROOT, Firewall
+from tests.lab.lab import CLIENT, SERVER, Lab
+
+SESSIONS = 100_000
+LEAD = 1  # seconds of the stream that are left out
+PATIENCE = 30  # seconds
+COMMANDS = ((), ("filter", "source", SOURCES), ("filter", "source", SOURCES, "count", "yes"))
+ROWS = {"queues": ("through the queues", False), "offload": ("offloaded", True)}
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long each measurement takes."""
+
+    rounds: int
+    seconds: int
+
+
+FULL = Effort(rounds=5, seconds=10)
+QUICK = Effort(rounds=2, seconds=5)
+
+
+def measure(meter: Meter, effort: Effort, progress: Progress) -> list[dict[str, Any]]:
+    """A line for each way that the stream goes. Raises LabError."""
+    return [of_way(meter, effort, name, progress) for name in ROWS]
+
+
+def of_way(meter: Meter, effort: Effort, name: str, progress: Progress) -> dict[str, Any]:
+    title, offload = ROWS[name]
+    with served_lab() as lab, unlogged(lab, crowded(offload)) as firewall:
+        progress(f"lists, {title}: filling")
+        meter.traffic(lab, "delay", CLIENT, SERVER, 1, 1000, ONE_FLOW)
+        fill(meter, Path(lab), Daemon(firewall), SESSIONS, PORT)
+        rounds = []
+        for number in range(effort.rounds):
+            progress(f"lists, {title}: round {number + 1} of {effort.rounds}")
+            rounds.append(one_round(lab, firewall, effort))
+    figures = {key: median(round_[key] for round_ in rounds) for key in rounds[0]}
+    return {"name": name, "title": title, "rounds": rounds, **figures}
+
+
+def crowded(offload: bool) -> dict[str, Any]:
+    """Room for the stream beside the sessions that stay."""
+    made = filled_configuration(SESSIONS)
+    made["settings"]["session"]["max-sessions"] = 2 * SESSIONS
+    made["settings"]["offload"] = offload
+    return made
+
+
+def one_round(lab: Lab, firewall: Firewall, effort: Effort) -> dict[str, float]:
+    """The stream without and with somebody who lists, and how long a list takes without and with the stream."""
+    alone, _ = stream(lab, effort)
+    with typist(firewall) as cycles:
+        beside, worst = stream(lab, effort)
+    return {
+        "alone": alone,
+        "beside": beside,
+        "kept": beside / alone,
+        "worst": worst / alone,
+        "cycles": cycles(),
+        "text_s": wall(lambda: listed(firewall)),
+        "json_s": wall(lambda: listed(firewall, "--json")),
+    }
+
+
+def stream(lab: Lab, effort: Effort) -> tuple[float, float]:
+    """Gbit/s of one TCP stream, and of its slowest second."""
+    command = ["iperf3", "-J", "-c", SERVER, "-t", str(effort.seconds), "-O", str(LEAD)]
+    with running(lab.command("client", command)) as iperf:
+        result = output(iperf, effort.seconds + PATIENCE)
+    seconds = [part["sum"]["bits_per_second"] for part in result["intervals"] if not part["sum"]["omitted"]]
+    return result["end"]["sum_received"]["bits_per_second"] / 1e9, min(seconds) / 1e9
+
+
+def listed(firewall: Firewall, *options: str) -> subprocess.CompletedProcess[str]:
+    """The whole list."""
+    return firewall.cli("show", "session", "all", *options, timeout=120)
+
+
+@contextmanager
+def typist(firewall: Firewall) -> Iterator[Callable[[], int]]:
+    """Types COMMANDS again and again; how often all of them were answered. What is printed goes nowhere."""
+    done = firewall.directory / "cycles"
+    done.write_text("")
+    program = [*PROGRAM, "show", "session", "all", "--runtime-dir", str(firewall.directory / "runtime")]
+    typed = " && ".join(" ".join([*program, *words]) for words in COMMANDS)
+    script = f"while {{ {typed}; }} >/dev/null; do echo >>{done}; done"
+    with subprocess.Popen(["sh", "-c", script], cwd=ROOT, start_new_session=True) as shell:
+        try:
+            yield lambda: len(done.read_text())
+        finally:
+            os.killpg(shell.pid, signal.SIGKILL)
+
+
+def show(report: Sequence[Mapping[str, Any]]) -> None:
+    """The table, a line a way."""
+    print(f"\nBeside an operator who lists, filters and counts {SESSIONS:,} sessions without a pause\n")
+    heads = ["TCP Gbit/s", "beside", "kept", "worst second", "cycles", "list s", "JSON s"]
+    print(f"{'':<20}" + "".join(f"{head:>13}" for head in heads))
+    for row in report:
+        cells = [
+            f"{row['alone']:.2f}",
+            f"{row['beside']:.2f}",
+            f"{row['kept']:.3f}",
+            f"{row['worst']:.3f}",
+            f"{row['cycles']:.0f}",
+            f"{row['text_s']:.2f}",
+            f"{row['json_s']:.2f}",
+        ]
+        print(f"{row['title']:<20}" + "".join(f"{text:>13}" for text in cells))
