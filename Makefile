@@ -9,8 +9,8 @@ ARGS   ?=
 BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables iproute2 nftables \
 	clang libbpf-dev libelf-dev
 FUZZ_PACKAGES  := clang libclang-rt-14-dev
-TEST_PACKAGES  := conntrack coturn curl ethtool iperf3 iputils-ping iputils-tracepath lftp netcat-openbsd procps sip-tester \
-	stun-client tcpdump tftp-hpa tftpd-hpa traceroute vsftpd
+TEST_PACKAGES  := conntrack coturn curl ethtool fish iperf3 iputils-ping iputils-tracepath lftp mandoc netcat-openbsd \
+	procps sip-tester stun-client tcpdump tftp-hpa tftpd-hpa traceroute vsftpd zsh
 # Of prometheus promtool alone: installed it would be a running service. The tests go on without it.
 TEST_UNPACKED  := prometheus
 # What `make bench` compares with. Of openvswitch-switch the programs alone: installed it would be a running service.
@@ -40,13 +40,16 @@ FUZZ_SECONDS ?= 3600
 FUZZ_FLAGS   := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 FUZZ_LOOP    := $(filter-out cext/queue.c cext/worker.c cext/program.c,$(C_FILES))
 
-.PHONY: help build demo test asan tsan fuzz lint bench deb deb-test clean
+.PHONY: help build man demo test asan tsan fuzz lint bench deb deb-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: $(VENV)/.compiled ## make .venv with the package (editable) and the C extension; installs missing Debian packages as root
+
+man: build ## write the manual, a page for each command and one for the configuration, to build/man
+	$(PY) -m dataplane.manual build/man
 
 demo: build $(VENV)/.test-packages ## run the firewall between a client and a server in network namespaces, and show it
 	@$(PY) -m tests.lab.demo $(ARGS)

@@ -28,6 +28,7 @@ class Answer(Iterator[object]):
     """
 
     def __init__(self, connection: socket.socket) -> None:
+        self._patience = connection.gettimeout()
         self._lines = connection.makefile("rb")
         self.done: dict[str, object] = {}  # the last line, once the rows are read
         self._ahead = self._line()  # a line that was read and not yet given out
@@ -85,12 +86,12 @@ class Answer(Iterator[object]):
         try:
             return read()
         except TimeoutError:
-            raise DataplaneError(f"the daemon has been silent for {PATIENCE:.0f} seconds") from None
+            raise DataplaneError(f"the daemon has been silent for {self._patience:g} seconds") from None
         except OSError as error:
             raise DataplaneError(f"the daemon's answer broke off: {error}") from error
 
 
-def request(runtime_dir: Path, command: str, arguments: Mapping[str, object]) -> Answer:
+def request(runtime_dir: Path, command: str, arguments: Mapping[str, object], patience: float = PATIENCE) -> Answer:
     """Ask the daemon of `runtime_dir`; what it refuses outright is raised here, before the first row.
 
     Raises Unreachable when nobody listens there, else what the daemon's error says.
@@ -98,7 +99,7 @@ def request(runtime_dir: Path, command: str, arguments: Mapping[str, object]) ->
     line = json.dumps({"command": command, "arguments": arguments}).encode()
     if len(line) > MAX_REQUEST:
         raise UsageError(f"the command is longer than {MAX_REQUEST} bytes")
-    connection = _connect(runtime_dir / SOCKET_NAME)
+    connection = _connect(runtime_dir / SOCKET_NAME, patience)
     try:
         connection.sendall(line + b"\n")
     except OSError:
@@ -106,9 +107,9 @@ def request(runtime_dir: Path, command: str, arguments: Mapping[str, object]) ->
     return Answer(connection)
 
 
-def _connect(path: Path) -> socket.socket:
+def _connect(path: Path, patience: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(PATIENCE)
+    connection.settimeout(patience)
     try:
         connection.connect(str(path))
     except OSError as error:

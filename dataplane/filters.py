@@ -3,6 +3,9 @@
 The words of an operator travel to the daemon as they were typed. The client runs them through these functions to
 refuse nonsense before it asks; the daemon runs them again, because a socket brings any JSON, and uses the values.
 Keys and ranges: PAN-OS `show session all filter`, of which keys for features that this product lacks are unknown keys.
+
+A key's Kind says how its value is read and also what may be typed there, so that the line that is parsed and the line
+that is completed (grammar.py) cannot differ. A plain function is a parser as well; it merely helps nobody to type.
 """
 
 import ipaddress
@@ -15,6 +18,20 @@ from dataplane.errors import UsageError
 IPV4_MAPPED = 0xFFFF << 32  # ::ffff:0:0/96, where IPv4 lies on the 128-bit line
 
 Parser = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The kind of a value: a parser that knows what may be typed."""
+
+    parse: Parser
+    hint: str = "<value>"  # what stands for the value in help
+    words: tuple[str, ...] = ()  # all that it may be, where that is a fixed few
+    live: str | None = None  # what the daemon calls such names (commands/complete.py)
+    about: str = ""  # what the key means
+
+    def __call__(self, text: str) -> object:
+        return self.parse(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +119,15 @@ def match_of(arguments: Mapping[str, object], *, application: bool) -> Match:
     return parse_match(pairs, application=application)
 
 
-def number(first: int, last: int) -> Parser:
-    """A parser of decimal numbers from `first` to `last`."""
+def number(first: int, last: int, about: str = "", live: str | None = None) -> Kind:
+    """Decimal numbers from `first` to `last`."""
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) <= 10 and first <= int(text) <= last):
             raise ValueError(f"{text!r} is not a number from {first} to {last}")
         return int(text)
 
-    return parse
+    return Kind(parse, f"<{first}-{last}>", live=live, about=about)
 
 
 def _values(kind: str, pairs: object, parsers: Mapping[str, Parser]) -> dict[str, Any]:
@@ -130,17 +147,23 @@ def _values(kind: str, pairs: object, parsers: Mapping[str, Parser]) -> dict[str
     return values
 
 
-def _choice(*words: str) -> Parser:
+def choice(*words: str, about: str = "") -> Kind:
     def parse(text: str) -> str:
         if text not in words:
             raise ValueError(f"{text!r} is none of {' '.join(words)}")
         return text
 
-    return parse
+    return Kind(parse, "|".join(words), words=words, about=about)
 
 
-def _yes_no(text: str) -> bool:
-    return _choice("yes", "no")(text) == "yes"
+def _yes_no(about: str) -> Kind:
+    words = choice("yes", "no")
+    return Kind(lambda text: words(text) == "yes", words.hint, words=words.words, about=about)
+
+
+def named(live: str, about: str) -> Kind:
+    """Names that the daemon knows."""
+    return Kind(_name, "<name>", live=live, about=about)
 
 
 def _name(text: str) -> str:
@@ -172,43 +195,43 @@ def _is_ipv4(address: int) -> bool:
 FIELDS = {"from": "from_zone", "to": "to_zone"}  # words that Python keeps for itself, and their partner
 
 SESSION_KEYS: dict[str, Parser] = {
-    "nat": _choice("none", "source", "destination", "both"),
-    "ip6": _yes_no,
-    "type": _choice("flow", "predict"),
-    "state": _choice("initial", "opening", "active", "discard", "closing", "closed"),
-    "from": _name,
-    "to": _name,
-    "source": _network,
-    "destination": _network,
-    "source-port": number(1, 65535),
-    "destination-port": number(1, 65535),
-    "protocol": number(1, 255),
-    "application": _name,
-    "rule": _name,
-    "nat-rule": _name,
-    "ingress-interface": _name,
-    "egress-interface": _name,
-    "min-kb": number(1, 1048576),
-    "max-kb": number(1, 1048576),
-    "min-age": number(1, 4194304),
-    "start-at": number(1, 2**32 - 1),
-    "count": _yes_no,
+    "nat": choice("none", "source", "destination", "both", about="which addresses are translated"),
+    "ip6": _yes_no("whether it is an IPv6 session"),
+    "type": choice("flow", "predict", about="an open session, or one that an ALG has announced"),
+    "state": choice("initial", "opening", "active", "discard", "closing", "closed", about="state of the session"),
+    "from": named("zone", "zone that the first packet came from"),
+    "to": named("zone", "zone that the first packet went to"),
+    "source": Kind(_network, "<ip/netmask>", about="source of the first packet, before translation"),
+    "destination": Kind(_network, "<ip/netmask>", about="destination of the first packet, before translation"),
+    "source-port": number(1, 65535, "source port, before translation"),
+    "destination-port": number(1, 65535, "destination port, before translation"),
+    "protocol": number(1, 255, "IP protocol: 6 TCP, 17 UDP, 1 ICMP, 58 ICMPv6"),
+    "application": named("application", "application"),
+    "rule": named("rule", "security rule that decided the session"),
+    "nat-rule": named("nat-rule", "NAT rule that matched"),
+    "ingress-interface": named("interface", "interface that the first packet came in by"),
+    "egress-interface": named("interface", "interface that the first packet went out by"),
+    "min-kb": number(1, 1048576, "at least so many kilobytes, both directions together"),
+    "max-kb": number(1, 1048576, "at most so many kilobytes, both directions together"),
+    "min-age": number(1, 4194304, "seconds since the session began, at least"),
+    "start-at": number(1, 2**32 - 1, "first session id to list", live="session"),
+    "count": _yes_no("print the number of sessions, not the sessions"),
 }
 
 COUNTER_KEYS: dict[str, Parser] = {
-    "severity": _choice("info", "warn", "error", "drop"),
-    "category": _name,
-    "aspect": _name,
-    "delta": _yes_no,
-    "value": _choice("all", "non-zero"),
+    "severity": choice("info", "warn", "error", "drop", about="how grave it is that the counter counts"),
+    "category": named("counter-category", "part of the firewall that counts"),
+    "aspect": named("counter-aspect", "what the counter is about"),
+    "delta": _yes_no("count since the last call that said so"),
+    "value": choice("all", "non-zero", about="whether counters of zero are shown"),
 }
 
 MATCH_KEYS: dict[str, Parser] = {
-    "from": _name,
-    "to": _name,
-    "source": _address,
-    "destination": _address,
-    "destination-port": number(0, 65535),
-    "protocol": number(1, 255),
-    "application": _name,
+    "from": named("zone", "zone that the packet comes from"),
+    "to": named("zone", "zone that the packet goes to"),
+    "source": Kind(_address, "<ip>", about="source address"),
+    "destination": Kind(_address, "<ip>", about="destination address, before translation"),
+    "destination-port": number(0, 65535, "destination port, which TCP and UDP need"),
+    "protocol": number(1, 255, "IP protocol: 6 TCP, 17 UDP, 1 ICMP, 58 ICMPv6"),
+    "application": named("application", "application, else the one of the destination port"),
 }

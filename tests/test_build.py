@@ -78,9 +78,8 @@ def test_declared_dependencies_are_the_imported_ones():
     imported = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imported_names(path)}
     homes = packages_distributions()
     foreign = imported - sys.stdlib_module_names - {"dataplane"}
-    used = {home.lower().replace("_", "-") for name in foreign for home in homes[name]} | {
-        "cffi"
-    }  # the compiled module imports cffi
+    used = {home.lower().replace("_", "-") for name in foreign for home in homes[name]}
+    used |= {"cffi"}  # the compiled module imports it
     assert used == {re.split(r"[<>=!~]", line)[0] for line in PROJECT["dependencies"]}
 
 

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataplane.commands import handlers
+from dataplane.commands.complete import id_ranges
 from dataplane.commit import Committer
 from dataplane.control import Handler, Lines
 from dataplane.counters import GlobalCounters, HitCounts, NatCounts
@@ -607,10 +610,57 @@ def test_a_flow_that_cannot_be(bench, changes):
 
 def test_every_command_of_the_wire_has_a_handler():
     """The list of the client and the daemon is one."""
-    text = "".join(path.read_text() for path in (Path(__file__).parent.parent / "dataplane" / "cli").glob("*.py"))
+    package = Path(__file__).parent.parent / "dataplane"
+    text = "".join(path.read_text() for path in [*package.glob("cli/*.py"), package / "live.py"])
     made = Bench()
     try:
         missing = [command for command in made._handlers if f'"{command}"' not in text]
     finally:
         made.table.close()
     assert missing == []
+
+
+# ---- names to complete a line with ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix", "rows"),
+    [
+        ("zone", "", [["trust", "in0"], ["untrust", "out0"]]),
+        ("zone", "u", [["untrust", "out0"]]),
+        ("rule", "w", [["web only", "allow"]]),
+        ("nat-rule", "e", [["exempt", "no-nat"]]),
+        ("application", "web-b", [["web-browsing", ""]]),
+        ("interface", "o", [["out0", ""]]),
+        ("counter-aspect", "pars", [["parse", ""]]),
+        ("zone", "\x1b", []),
+    ],
+)
+def test_names_that_begin_so(bench, kind, prefix, rows):
+    """Each with what it stands for."""
+    assert bench.ask("complete", kind=kind, prefix=prefix) == rows
+
+
+def test_session_ids_are_completed_by_their_digits(four):
+    """With the application and the two ends; leading zeros and other nonsense are no session's."""
+    named = dict(four.ask("complete", kind="session", prefix=""))
+    assert named[str(four.dns)] == "dns 10.1.0.2 to 8.8.8.8"
+    assert len(named) == 4
+    assert [word for word, _ in four.ask("complete", kind="session", prefix=str(four.web))] == [str(four.web)]
+    for nonsense in ("0", "x", "9" * 30, "-1", "１"):
+        assert four.ask("complete", kind="session", prefix=nonsense) == []
+
+
+@given(st.integers(1, 12000), st.integers(1, 4))
+def test_id_ranges_are_the_numbers_that_begin_so(most, digits):
+    """Compared with looking at every number."""
+    prefix = "1203"[:digits]
+    found = [number for first, last in id_ranges(prefix, most) for number in range(first, min(last, most) + 1)]
+    assert sorted(found) == [number for number in range(1, most + 1) if str(number).startswith(prefix)]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"kind": "moon"}, {"kind": ["zone"]}, {"kind": "zone", "prefix": 7}])
+def test_kinds_that_are_none(bench, arguments):
+    """Are refused like any other word."""
+    with pytest.raises(UsageError):
+        bench.ask("complete", **arguments)

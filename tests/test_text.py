@@ -1,10 +1,13 @@
 """Layouts against real PAN-OS output, byte for byte, and what happens where that output is silent."""
 
 import io
+import json
 import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from dataplane import text
@@ -630,3 +633,12 @@ def test_config_reads_like_the_file():
         "  pool: 192.0.2.10-192.0.2.20",
         '  v6: "2001:db8::/64"',
     ]
+
+
+@given(st.text())
+def test_what_is_printed_moves_no_cursor_and_stays_json(name):
+    """Whatever a name holds; and a program that reads the JSON finds the name."""
+    shown = text.printable(json.dumps(name, ensure_ascii=False))
+    assert shown.isprintable()
+    assert json.loads(shown) == name
+    assert text.printable_lines(f"{name}\n{name}") == "\n".join(map(text.printable, f"{name}\n{name}".split("\n")))

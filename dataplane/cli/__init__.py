@@ -8,7 +8,9 @@ import click
 from dataplane.cli.base import Program
 from dataplane.cli.clear import clear
 from dataplane.cli.commit import commit, rollback, show_config
+from dataplane.cli.completion import completion
 from dataplane.cli.doctor import doctor
+from dataplane.cli.interactive import shell
 from dataplane.cli.match import test_group
 from dataplane.cli.service import check, run
 from dataplane.cli.show import show
@@ -17,9 +19,13 @@ from dataplane.cli.show import show
 @click.group(cls=Program)
 @click.version_option(package_name="dataplane")
 def main() -> None:
-    """A session-based firewall."""
+    """A session firewall: zones, security and NAT policy in the manner of PAN-OS.
+
+    `dataplane run` is the daemon; the other commands ask or change the one that runs. `dataplane cli` takes the same
+    commands at a prompt. Every `show` and `test` prints JSON with `--json`.
+    """
 
 
 show.add_command(show_config)
-for command in (run, check, commit, rollback, show, clear, test_group, doctor):
+for command in (run, check, commit, rollback, show, clear, test_group, shell, doctor, completion):
     main.add_command(command)

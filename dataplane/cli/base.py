@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from dataplane.errors import DataplaneError
+from dataplane.text import printable
 
 INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 
@@ -19,7 +20,8 @@ class Program(click.Group):
         try:
             return super().invoke(ctx)
         except DataplaneError as error:
-            click.echo(str(error), err=True)
+            for line in str(error).splitlines():
+                click.echo(printable(line), err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)

@@ -36,9 +36,9 @@ force_option = click.option("--force", is_flag=True, help="Even if that cuts con
 @json_option
 @runtime_dir_option
 def commit(file: Path | None, check: bool, confirm: int | None, force: bool, as_json: bool, runtime_dir: Path) -> None:
-    """Put FILE in force, whole or not at all; by default the file that the daemon was started with.
+    """Put FILE in force, whole or not at all.
 
-    `commit confirm` keeps a commit that was made with --confirm.
+    By default the file that the daemon was started with. `commit confirm` keeps a commit that was made with --confirm.
     """
     if str(file) == "confirm":
         emit_object(request(runtime_dir, "commit confirm", {"user": user()}), text.confirmed, as_json)
@@ -59,7 +59,10 @@ def commit(file: Path | None, check: bool, confirm: int | None, force: bool, as_
 @json_option
 @runtime_dir_option
 def rollback(back: int, check: bool, confirm: int | None, force: bool, as_json: bool, runtime_dir: Path) -> None:
-    """Put the version of N commits ago in force again (1: the one before); itself a commit."""
+    """Put an earlier version in force again.
+
+    That of N commits ago (1: the one before); itself a commit.
+    """
     if check:
         emit_object(request(runtime_dir, "commit check", {"back": back}), text.commit_preview, as_json)
         return
@@ -69,7 +72,7 @@ def rollback(back: int, check: bool, confirm: int | None, force: bool, as_json: 
 
 @click.group("config")
 def show_config() -> None:
-    """Configurations: the file's against the one in force, and those before it."""
+    """Show what a commit would change, and earlier versions."""
 
 
 @show_config.command("diff")
@@ -77,7 +80,10 @@ def show_config() -> None:
 @json_option
 @runtime_dir_option
 def show_config_diff(file: Path | None, as_json: bool, runtime_dir: Path) -> None:
-    """Show what FILE would change in what is in force; by default the file that the daemon was started with."""
+    """Show what FILE would change in what is in force.
+
+    By default the file that the daemon was started with.
+    """
     lines = cast(Iterator[str], request(runtime_dir, "show config diff", candidate(file, runtime_dir)))
     emit([json.dumps(list(lines))] if as_json else lines)
 
@@ -86,7 +92,10 @@ def show_config_diff(file: Path | None, as_json: bool, runtime_dir: Path) -> Non
 @json_option
 @runtime_dir_option
 def show_config_versions(as_json: bool, runtime_dir: Path) -> None:
-    """List the commits that `rollback` can go back to, the newest first."""
+    """List the commits that `rollback` can go back to.
+
+    The newest first.
+    """
     emit_list(request(runtime_dir, "show config versions", {}), text.versions, as_json)
 
 
@@ -95,7 +104,10 @@ def show_config_versions(as_json: bool, runtime_dir: Path) -> None:
 @json_option
 @runtime_dir_option
 def show_config_version(number: int, as_json: bool, runtime_dir: Path) -> None:
-    """Show the configuration of one commit as a file that `run` would take."""
+    """Show the configuration of one commit.
+
+    As a file that `run` takes.
+    """
     emit_object(request(runtime_dir, "show config version", {"version": number}), text.config, as_json)
 
 

@@ -14,7 +14,7 @@ from dataplane.errors import DataplaneError
 def emit(lines: Iterable[str]) -> None:
     """Print lines as they come; the flush meets a closed pipe here and not when the interpreter ends."""
     for line in lines:
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{text.printable_lines(line)}\n")
     sys.stdout.flush()
 
 

@@ -6,15 +6,23 @@ import click
 
 from dataplane.cli.base import runtime_dir_option
 
+LOGS = "Where the traffic log and the system log are written."
+COMMITTED = "Where committed configurations are kept."
+
 
 @click.command()
 @click.option("--config", type=click.Path(path_type=Path), required=True, help="The configuration to start with.")
 @runtime_dir_option
-@click.option("--log-dir", type=click.Path(path_type=Path), default="/var/log/dataplane", show_default=True)
-@click.option("--state-dir", type=click.Path(path_type=Path), default="/var/lib/dataplane", show_default=True)
+@click.option("--log-dir", type=click.Path(path_type=Path), default="/var/log/dataplane", show_default=True, help=LOGS)
+@click.option(
+    "--state-dir", type=click.Path(path_type=Path), default="/var/lib/dataplane", show_default=True, help=COMMITTED
+)
 @click.pass_context
 def run(ctx: click.Context, config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> None:
-    """Run the firewall in the foreground, in this network namespace."""
+    """Run the firewall in the foreground.
+
+    It works in the network namespace it is started in, until SIGTERM, and leaves nothing behind.
+    """
     from dataplane import stopping
 
     stopping.listen()
@@ -26,7 +34,10 @@ def run(ctx: click.Context, config: Path, runtime_dir: Path, log_dir: Path, stat
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def check(file: Path) -> None:
-    """Validate a configuration file; needs neither root nor a daemon."""
+    """Validate a configuration file.
+
+    Every error is named with its file, line and path; exit code 3. Neither root nor a daemon is needed.
+    """
     from dataplane.policy.load import load
 
     load(file)

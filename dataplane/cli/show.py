@@ -10,26 +10,31 @@ from dataplane import filters, text
 from dataplane.cli import statistics
 from dataplane.cli.base import caller, json_option, runtime_dir_option
 from dataplane.cli.output import decoded, emit, emit_list, emit_object, json_list, undecoded
-from dataplane.cli.words import pairs, refuse_other, session_selection, split_filter
+from dataplane.cli.words import COUNTER_LIST, SESSION_LIST, session_selection
 from dataplane.client import request
+from dataplane.grammar import WordsCommand, live_names, words
 
 
 @click.group()
 def show() -> None:
-    """What the running firewall knows."""
+    """Show what the running firewall knows."""
 
 
 @show.group("session")
 def show_session() -> None:
-    """Sessions."""
+    """Show sessions: all, one, or how many there are."""
 
 
-@show_session.command("all")
-@click.argument("words", nargs=-1, metavar="[start-at ID] [filter KEY VALUE ...]")
+@show_session.command("all", cls=WordsCommand)
+@words(SESSION_LIST)
 @json_option
 @runtime_dir_option
 def show_session_all(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
-    """List sessions; `count yes` in the filter prints their number instead."""
+    """List sessions, or count them.
+
+    Two lines each, in the order of their ids. A session is listed when every pair of the filter holds; `count yes`
+    prints how many there are.
+    """
     arguments = session_selection(words)
     columns = not (as_json or arguments["count"])
     rows = request(runtime_dir, "show session all", arguments | {"columns": columns})
@@ -42,7 +47,7 @@ def show_session_all(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -
 
 
 @show_session.command("id")
-@click.argument("number", type=click.IntRange(0, 2**32 - 1), metavar="ID")
+@click.argument("number", type=click.IntRange(0, 2**32 - 1), metavar="ID", shell_complete=live_names("session"))
 @json_option
 @runtime_dir_option
 def show_session_id(number: int, as_json: bool, runtime_dir: Path) -> None:
@@ -54,7 +59,7 @@ def show_session_id(number: int, as_json: bool, runtime_dir: Path) -> None:
 @json_option
 @runtime_dir_option
 def show_session_info(as_json: bool, runtime_dir: Path) -> None:
-    """Show the session table's use, the timeouts and settings in force."""
+    """Show the session table's use, timeouts and settings."""
     emit_object(request(runtime_dir, "show session info", {}), text.session_info, as_json)
 
 
@@ -70,40 +75,45 @@ def show_session_meter(as_json: bool, runtime_dir: Path) -> None:
 @json_option
 @runtime_dir_option
 def show_alg(as_json: bool, runtime_dir: Path) -> None:
-    """Show which applications open further sessions for themselves, and how many do just now."""
+    """Show the application layer gateways.
+
+    Which applications open further sessions for themselves, by what ports, and how many do just now.
+    """
     emit_list(request(runtime_dir, "show alg", {}), text.alg, as_json)
 
 
 @show.group("counter")
 def show_counter() -> None:
-    """Counters."""
+    """Show counters."""
 
 
-@show_counter.command("global")
-@click.argument("words", nargs=-1, metavar="[name NAME] [filter KEY VALUE ...]")
+@show_counter.command("global", cls=WordsCommand)
+@words(COUNTER_LIST)
 @json_option
 @runtime_dir_option
 def show_counter_global(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
-    """List the counters; `delta yes` in the filter counts since your last such call, by terminal."""
-    before, after = split_filter(words)
-    refuse_other(before, "name")
-    selection = pairs(after)
+    """List the global counters.
+
+    `delta yes` in the filter counts since your last call that said so, by terminal.
+    """
+    selection = COUNTER_LIST.pairs(words)
+    name = {key: selection.pop(key) for key in COUNTER_LIST.keys if key in selection}
     filters.parse_counter_filter(selection)
-    answer = request(runtime_dir, "show counter global", {"filter": selection, "caller": caller(), **pairs(before)})
+    answer = request(runtime_dir, "show counter global", {"filter": selection, "caller": caller(), **name})
     rows = cast(list[text.Json], list(answer))
     emit(json_list(map(json.dumps, rows)) if as_json else text.counters(rows, cast(float, answer.done["elapsed"])))
 
 
 @show.group("running")
 def show_running() -> None:
-    """The policy in force."""
+    """Show the policy in force."""
 
 
 @show_running.command("security-policy")
 @json_option
 @runtime_dir_option
 def show_running_security_policy(as_json: bool, runtime_dir: Path) -> None:
-    """List the security rules, the two predefined ones last."""
+    """List the security rules, the predefined ones last."""
     emit_list(request(runtime_dir, "show running security-policy", {}), text.security_policy, as_json)
 
 
@@ -119,7 +129,7 @@ def show_running_nat_policy(as_json: bool, runtime_dir: Path) -> None:
 @json_option
 @runtime_dir_option
 def show_running_ippool(as_json: bool, runtime_dir: Path) -> None:
-    """List the addresses of the NAT rules' pools and how much of each is used."""
+    """List the NAT rules' pools and how much of each is used."""
     emit_list(request(runtime_dir, "show running ippool", {}), text.ippool, as_json)
 
 
@@ -127,7 +137,7 @@ def show_running_ippool(as_json: bool, runtime_dir: Path) -> None:
 @json_option
 @runtime_dir_option
 def show_running_config(as_json: bool, runtime_dir: Path) -> None:
-    """Show the configuration in force as a file that `run` would take."""
+    """Show the configuration as a file that `run` takes."""
     emit_object(request(runtime_dir, "show running config", {}), text.config, as_json)
 
 

@@ -1,7 +1,6 @@
 """What counts: top talkers, queues, resources, rules' hits. show.py and clear.py register these commands."""
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import cast
 
@@ -10,34 +9,30 @@ import click
 from dataplane import filters, text
 from dataplane.cli.base import json_option, runtime_dir_option
 from dataplane.cli.output import emit, emit_list, json_list, only_row
-from dataplane.cli.words import pairs, refuse_other, split_filter
+from dataplane.cli.words import CLEARED_HITS, HIT_COUNTS, LAST_SAMPLES, TOP, refuse_listing
 from dataplane.client import request
 from dataplane.errors import UsageError
+from dataplane.grammar import Grammar, WordsCommand, words
 
-TOP = ("source", "destination", "rule", "application", "zone")
-ORDERS = ("sessions", "bytes", "packets", "rate")
+GROUPS = ("source", "destination", "rule", "application", "zone")
 PERIODS = {"second": 60, "minute": 60, "hour": 24, "day": 7, "week": 13}  # the most that `last` takes
-BASES = ("security", "nat")
-MOST_ROWS = 1000
 
 
-@click.command("top")
-@click.argument("what", type=click.Choice(TOP))
-@click.argument("words", nargs=-1, metavar="[by sessions|bytes|packets|rate] [last N] [filter KEY VALUE ...]")
+@click.command("top", cls=WordsCommand)
+@click.argument("what", type=click.Choice(GROUPS))
+@words(TOP)
 @json_option
 @runtime_dir_option
 def session_top(what: str, words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
-    """Sum up the sessions by something they have in common, and list the largest sums.
+    """Sum up sessions by what they share, the largest sums first.
 
     `by rate` measures for a second; every other sum is over the sessions' lives.
     """
-    before, after = split_filter(words)
-    refuse_other(before, "by", "last")
-    said, selection = pairs(before), pairs(after)
-    order = _choice("by", said.get("by", "bytes"), ORDERS)
-    last = _number("last", said.get("last", "10"), MOST_ROWS)
-    if filters.parse_filter(selection).count:
-        raise UsageError("count: only a list of sessions takes it")
+    said = TOP.pairs(words)
+    order, last = TOP.value(said, "by", "bytes"), TOP.value(said, "last", 10)
+    selection = {key: word for key, word in said.items() if key not in TOP.keys}
+    refuse_listing(selection)
+    filters.parse_filter(selection)
     asked = {"what": what, "by": order, "last": last, "filter": selection}
     answer = request(runtime_dir, "show session top", asked)
     rows = cast(list[text.Json], list(answer))
@@ -52,56 +47,42 @@ def counter_queue(as_json: bool, runtime_dir: Path) -> None:
     emit_list(request(runtime_dir, "show counter queue", {}), text.queues, as_json)
 
 
-@click.command("resource-monitor")
-@click.argument("words", nargs=-1, metavar="[second|minute|hour|day|week [last N]]")
+@click.command("resource-monitor", cls=WordsCommand)
+@click.argument("period", type=click.Choice(list(PERIODS)), required=False)
+@words(LAST_SAMPLES)
 @json_option
 @runtime_dir_option
-def resource_monitor(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
+def resource_monitor(period: str | None, words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
     """Show how busy threads, session table, queues and NAT pools are and were, in percent."""
-    asked: dict[str, object] = {}
-    if words:
-        asked["period"] = period = _choice("period", words[0], PERIODS)
-        refuse_other(words[1:], "last")
-        said = pairs(words[1:])
-        if "last" in said:
-            asked["last"] = _number("last", said["last"], PERIODS[period])
+    asked: dict[str, object] = {} if period is None else {"period": period}
+    last = LAST_SAMPLES.value(LAST_SAMPLES.pairs(words), "last", None)
+    if last is not None:
+        if last > PERIODS[period or "second"]:
+            raise UsageError(f"last: at most {PERIODS[period or 'second']} are kept")
+        asked["last"] = last
     emit_list(request(runtime_dir, "show running resource-monitor", asked), text.resource_monitor, as_json)
 
 
-@click.command("rule-hit-count")
-@click.argument("words", nargs=-1, metavar="[rule-base security|nat]")
+@click.command("rule-hit-count", cls=WordsCommand)
+@words(HIT_COUNTS)
 @json_option
 @runtime_dir_option
 def rule_hit_count(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
     """List how often each rule decided and when."""
-    refuse_other(words, "rule-base")
-    emit_list(request(runtime_dir, "show rule-hit-count", _base(pairs(words))), text.rule_hit_count, as_json)
+    asked = _base(HIT_COUNTS, HIT_COUNTS.pairs(words))
+    emit_list(request(runtime_dir, "show rule-hit-count", asked), text.rule_hit_count, as_json)
 
 
-@click.command("rule-hit-count")
-@click.argument("words", nargs=-1, metavar="[rule-base security|nat] [rule NAME]")
+@click.command("rule-hit-count", cls=WordsCommand)
+@words(CLEARED_HITS)
 @runtime_dir_option
 def clear_rule_hit_count(words: tuple[str, ...], runtime_dir: Path) -> None:
     """Count the hits of every rule, or of one, anew."""
-    refuse_other(words, "rule-base", "rule")
-    said = pairs(words)
-    asked = _base(said) | ({"rule": said["rule"]} if "rule" in said else {})
+    said = CLEARED_HITS.pairs(words)
+    asked = _base(CLEARED_HITS, said) | ({"rule": said["rule"]} if "rule" in said else {})
     cleared = only_row(request(runtime_dir, "clear rule-hit-count", asked))
     emit([f"rules cleared: {cleared}"])
 
 
-def _base(said: dict[str, str]) -> dict[str, object]:
-    return {"rule_base": _choice("rule-base", said.get("rule-base", "security"), BASES)}
-
-
-def _choice(what: str, word: str, known: Collection[str]) -> str:
-    if word not in known:
-        raise UsageError(f"{what}: {word!r} is none of {' '.join(known)}")
-    return word
-
-
-def _number(what: str, word: str, most: int) -> int:
-    try:
-        return cast(int, filters.number(1, most)(word))
-    except ValueError as error:
-        raise UsageError(f"{what}: {error}") from None
+def _base(grammar: Grammar, said: dict[str, str]) -> dict[str, object]:
+    return {"rule_base": grammar.value(said, "rule-base", "security")}

@@ -1,6 +1,6 @@
 """What an operator reads: the daemon's JSON laid out as PAN-OS lays it out. Pure functions, JSON in, lines out."""
 
-from dataplane.text.base import Json
+from dataplane.text.base import Json, printable, printable_lines
 from dataplane.text.commit import commit_preview, committed, confirmed, versions
 from dataplane.text.counters import alg, counters, rule_hit_count
 from dataplane.text.policy import ippool, nat_match, nat_policy, security_match, security_policy
@@ -20,6 +20,8 @@ __all__ = [
     "ippool",
     "nat_match",
     "nat_policy",
+    "printable",
+    "printable_lines",
     "queues",
     "resource_monitor",
     "rule_hit_count",
