@@ -43,7 +43,7 @@ def session_top(what: str, words: tuple[str, ...], as_json: bool, runtime_dir: P
 @json_option
 @runtime_dir_option
 def counter_queue(as_json: bool, runtime_dir: Path) -> None:
-    """List the queues between kernel and firewall: what waits in each, and what was lost."""
+    """List what waits in each queue and what was lost."""
     emit_list(request(runtime_dir, "show counter queue", {}), text.queues, as_json)
 
 
@@ -53,7 +53,7 @@ def counter_queue(as_json: bool, runtime_dir: Path) -> None:
 @json_option
 @runtime_dir_option
 def resource_monitor(period: str | None, words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
-    """Show how busy threads, session table, queues and NAT pools are and were, in percent."""
+    """Show how busy threads, table, queues and pools were."""
     asked: dict[str, object] = {} if period is None else {"period": period}
     last = LAST_SAMPLES.value(LAST_SAMPLES.pairs(words), "last", None)
     if last is not None:
