@@ -10,10 +10,14 @@ BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables
 	clang libbpf-dev libelf-dev
 FUZZ_PACKAGES  := clang libclang-rt-14-dev
 TEST_PACKAGES  := conntrack coturn curl ethtool fish iperf3 iputils-ping iputils-tracepath lftp mandoc netcat-openbsd \
-	sip-tester stun-client tcpdump tftp-hpa tftpd-hpa traceroute vsftpd zsh
+	procps sip-tester stun-client tcpdump tftp-hpa tftpd-hpa traceroute vsftpd zsh
+# Of prometheus promtool alone: installed it would be a running service. The tests go on without it.
+TEST_UNPACKED  := prometheus
 # What `make bench` compares with. Of openvswitch-switch the programs alone: installed it would be a running service.
 BENCH_PACKAGES := libdpdk-dev openvswitch-common pkg-config
 BENCH_UNPACKED := openvswitch-switch
+DEB_PACKAGES   := build-essential debhelper dh-python fakeroot libffi-dev lintian mmdebstrap python3 python3-dev \
+	python3-venv systemd-container
 
 # Python's own packages only where this $(PYTHON) lacks its headers or ensurepip: it need not be Debian's.
 PYTHON_PROBE = import ensurepip, os, sysconfig; \
@@ -36,11 +40,11 @@ FUZZ_SECONDS ?= 3600
 FUZZ_FLAGS   := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 FUZZ_LOOP    := $(filter-out cext/queue.c cext/worker.c cext/program.c,$(C_FILES))
 
-.PHONY: help build man demo test asan tsan fuzz lint bench clean
+.PHONY: help build man demo test asan tsan fuzz lint bench deb deb-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: $(VENV)/.compiled ## make .venv with the package (editable) and the C extension; installs missing Debian packages as root
 
@@ -51,6 +55,7 @@ demo: build $(VENV)/.test-packages ## run the firewall between a client and a se
 	@$(PY) -m tests.lab.demo $(ARGS)
 
 test: build $(VENV)/.test-packages ## the whole suite, network namespaces included when root; ARGS go to pytest
+	-@$(MAKE) --no-print-directory build/prometheus
 	$(PY) -m pytest $(SPREAD) $(ARGS)
 	@$(MAKE) --no-print-directory asan
 
@@ -97,6 +102,21 @@ bench: build $(VENV)/.test-packages ## measure beside plain forwarding, nftables
 	-@$(MAKE) --no-print-directory $(VENV)/.bench-packages build/ovs
 	@$(PY) -m tests.bench $(ARGS)
 
+# Built by Debian's own Python, whatever $(PYTHON) is, and from a copy, which has its debian/ at the top.
+deb: $(VENV)/.deb-packages ## a Debian package in dist/ that brings along whatever Debian 12 lacks
+	rm -rf build/deb && mkdir -p build/deb/dataplane/build dist
+	cp -r pyproject.toml README.md CHANGELOG.md LICENSE cext config dataplane build/deb/dataplane/
+	cp -r config/debian build/deb/dataplane/debian
+	if [ -d build/man ]; then cp -r build/man build/deb/dataplane/build/; fi
+	rm -f build/deb/dataplane/dataplane/_dataplane.*.so build/deb/dataplane/dataplane/*.bpf.o
+	cd build/deb/dataplane && env -u MAKEFLAGS -u MAKELEVEL PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+		dpkg-buildpackage --build=binary --no-sign
+	rm -f dist/dataplane_*.deb && mv build/deb/dataplane_*.deb dist/
+	lintian --fail-on error dist/dataplane_*.deb
+
+deb-test: build $(VENV)/.test-packages deb ## that package on a clean Debian 12 under systemd: traffic, faults, purge
+	DATAPLANE_DEB=$$(ls $(CURDIR)/dist/dataplane_*.deb) $(PY) -m pytest -n0 tests/lab/test_package.py $(ARGS)
+
 clean: ## remove everything that the other targets made
 	rm -rf $(VENV) build dist *.egg-info dataplane/_dataplane.*.so dataplane/*.bpf.o .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find dataplane tests cext -name __pycache__ -type d -prune -exec rm -r {} +
@@ -121,6 +141,11 @@ $(VENV)/.build-packages: Makefile
 $(VENV)/.test-packages: Makefile
 	$(call debian_packages,$(TEST_PACKAGES),echo "Going on without them.")
 
+build/prometheus: | $(VENV)/.test-packages
+	@mkdir -p build/packages
+	cd build/packages && apt-get -q -o APT::Sandbox::User=root download $(TEST_UNPACKED)
+	@mkdir -p $@.part && for package in build/packages/$(TEST_UNPACKED)_*.deb; do dpkg -x $$package $@.part; done && mv $@.part $@
+
 # The bench goes on without what cannot be had, and says so: hence `-` where these are asked for.
 $(VENV)/.bench-packages: Makefile pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check --group bench || echo "Going on without a plot."
@@ -130,6 +155,9 @@ build/ovs: | $(VENV)/.bench-packages
 	@mkdir -p build/packages
 	cd build/packages && apt-get -q -o APT::Sandbox::User=root download $(BENCH_UNPACKED)
 	@mkdir -p $@.part && for package in build/packages/$(BENCH_UNPACKED)_*.deb; do dpkg -x $$package $@.part; done && mv $@.part $@
+
+$(VENV)/.deb-packages: Makefile
+	$(call debian_packages,$(BUILD_PACKAGES) $(DEB_PACKAGES),exit 1)
 
 $(VENV)/.fuzz-packages: Makefile
 	$(call debian_packages,$(FUZZ_PACKAGES),exit 1)

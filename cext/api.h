@@ -16,6 +16,7 @@ void table_set_origins(struct table *t, const struct origin *origins, uint32_t n
 void table_set_clamps(struct table *t, const uint32_t *ifindex, const uint16_t *mss, uint32_t n);
 void table_read_stats(struct table *t, struct table_stats *stats);
 void table_read_counters(struct table *t, uint64_t *counters);   /* COUNTERS sums over all shards */
+void table_read_shard(struct table *t, uint32_t shard, uint64_t *counters);   /* of one shard */
 void table_count(struct table *t, uint32_t shard, uint32_t counter, uint64_t n);
 uint32_t table_now(void);                                 /* the current tick */
 
@@ -37,8 +38,9 @@ uint32_t cache_open(struct table *t, const struct class_starts *starts);
  * sources are spread, 0: all get that one.  logged: Python gets a copy of each session as it begins.  False: the epoch is
  * over, or the rule has too high a number. */
 bool cache_learn(struct table *t, uint32_t epoch, const struct packet *pkt, const struct decision *d, uint32_t spread, bool logged);
-/* How often each rule was hit since it was asked last; rules that were not are left out.  Call again while it returns n. */
-uint32_t cache_take_hits(struct table *t, uint32_t *rules, uint64_t *hits, uint32_t n);
+/* How often each rule was hit since it was asked last; rules that were not are left out.  Call again while it returns n.
+ * nat: the NAT rules, by the slow path's number for them. */
+uint32_t cache_take_hits(struct table *t, bool nat, uint32_t *rules, uint64_t *hits, uint32_t n);
 /* At most n sessions that were begun and are logged.  A session that table_expire() has returned is among them, unless n
  * is too small.  One thread at a time. */
 uint32_t cache_take_begun(struct table *t, struct session_copy *out, uint32_t n);
@@ -71,6 +73,14 @@ uint32_t table_close_all(struct table *t, const struct session_filter *filter, u
 uint32_t rematch_classes(struct table *t, const struct class_starts *starts, uint32_t first, uint32_t n, struct rematch_class *out);
 uint32_t rematch_apply(struct table *t, const struct class_starts *starts, uint32_t first, uint32_t n,
 		       const struct rematch_class *classes, uint32_t known, uint32_t end_reason);
+/* The bytes of each session that passes the filter; NULL: no memory. */
+struct top_mark *top_mark(struct table *t, const struct session_filter *filter);
+void top_forget(struct top_mark *marks);
+/* The n largest groups of the sessions that pass the filter, largest first; how many there are, or -1: no memory.
+ * marks: what top_mark() has remembered by the same filter, or NULL: nothing has grown. */
+int32_t table_top(struct table *t, const struct session_filter *filter, enum top_by by, enum top_order order,
+		  const struct top_mark *marks, struct top_row *rows, uint32_t n, struct top_total *total);
+void table_census(struct table *t, struct census *census);
 
 /* The ager: advances the wheel to `now` and copies at most n sessions that ended, now CLOSED.  Call again while it
  * returns n.  One thread only. */
@@ -109,6 +119,8 @@ void offload_end(struct table *t);                        /* everything is taken
 int32_t natpool_open(struct table *t, const uint8_t *address);           /* its number, or -1: all MAX_POOLS are taken */
 int32_t natpool_find(const struct table *t, const uint8_t *address);     /* its number, or -1: never opened */
 uint32_t natpool_used(struct table *t, uint32_t pool, uint16_t port_min, uint16_t port_max);
+/* The same of every address from first to last that was ever drawn from. */
+uint64_t natpool_used_between(struct table *t, const uint8_t *first, const uint8_t *last, uint16_t port_min, uint16_t port_max);
 /* A port of [min, max] of an open pool for a caller that keeps it beyond one session, and shares it with nobody; of the
  * parity of `like` where one is free.  -1: none is. */
 int32_t natpool_lend(struct table *t, uint32_t pool, uint8_t proto, uint16_t min, uint16_t max, uint16_t like);
@@ -120,5 +132,6 @@ void natpool_set_reserved(struct table *t, const uint64_t *tcp, const uint64_t *
  * an errno; it never calls back.  Packets it cannot decide go to `slow_queue`. */
 struct worker *worker_open(struct table *t, uint32_t shard, uint16_t queue, uint16_t slow_queue, bool fail_open);
 int worker_run(struct worker *w);
+uint64_t worker_turns(const struct worker *w);            /* grows several times a second while it runs */
 void worker_stop(struct worker *w);
 void worker_close(struct worker *w);

@@ -16,7 +16,8 @@
  * Templates are added under `lock` alone, published by their slot.  The epoch counts how often the cache was opened or
  * closed: a decision made before that never enters after it.
  *
- * Rings are per worker, one writer and one reader.  Hits are counted per security rule and outlive the templates.
+ * Rings are per worker, one writer and one reader.  Hits are counted per security rule and per NAT
+ * rule, and outlive the templates.
  */
 #include <arpa/inet.h>
 #include <endian.h>
@@ -66,7 +67,7 @@ struct cache {
 	uint32_t epoch;
 	uint32_t open;                /* 1: it answers and learns */
 	uint32_t templates;
-	uint32_t rules;               /* one more than the highest that was hit */
+	uint32_t rules[2];            /* security, NAT: one more than the highest that may have been hit */
 	struct guard {
 		uint32_t lock __attribute__((aligned(64)));
 	} guard[SHARD_SLOW];
@@ -74,7 +75,7 @@ struct cache {
 	struct port_line port[2];     /* TCP, UDP */
 	uint32_t slot[TEMPLATE_SLOTS];     /* open addressing by class; number plus one, 0: empty */
 	struct template template[MAX_TEMPLATES];
-	uint64_t hits[MAX_HIT_RULES];
+	uint64_t hits[2][MAX_HIT_RULES];   /* security, NAT */
 	struct ring ring[SHARD_SLOW];
 };
 
@@ -224,6 +225,12 @@ uint32_t cache_open(struct table *t, const struct class_starts *starts)
 	return epoch;
 }
 
+static void note_rule(uint32_t *rules, uint32_t rule)
+{
+	if (rule >= *rules)
+		__atomic_store_n(rules, rule + 1, __ATOMIC_RELAXED);
+}
+
 static void cache_enter(struct table *t, struct cache *c, const struct template *template)
 {
 	struct template *found;
@@ -238,8 +245,8 @@ static void cache_enter(struct table *t, struct cache *c, const struct template 
 		slot = slot_of(t, c, &template->class, &found);
 	}
 	c->template[c->templates++] = *template;
-	if (template->decision.rule >= c->rules)
-		__atomic_store_n(&c->rules, template->decision.rule + 1, __ATOMIC_RELAXED);
+	note_rule(&c->rules[0], template->decision.rule);
+	note_rule(&c->rules[1], template->decision.nat_rule);
 	__atomic_store_n(&c->slot[slot], c->templates, __ATOMIC_RELEASE);
 }
 
@@ -249,7 +256,7 @@ bool cache_learn(struct table *t, uint32_t epoch, const struct packet *pkt, cons
 	struct template template = {.decision = *d, .spread = spread, .logged = logged};
 	bool current;
 
-	if (d->rule >= MAX_HIT_RULES)
+	if (d->rule >= MAX_HIT_RULES || d->nat_rule >= MAX_HIT_RULES)
 		return false;
 	template.decision.flags |= FLAG_CACHED;
 	spin_lock(&c->lock);
@@ -257,21 +264,23 @@ bool cache_learn(struct table *t, uint32_t epoch, const struct packet *pkt, cons
 	if (current) {
 		template.class = class_of(c, pkt);
 		cache_enter(t, c, &template);
+		count_in(t->counter[SHARD_SLOW], DISPATCH_LEARNED, 1);
 	}
 	spin_unlock(&c->lock);
 	return current;
 }
 
-uint32_t cache_take_hits(struct table *t, uint32_t *rules, uint64_t *hits, uint32_t n)
+/* Of NAT rules sessions hold the number plus one. */
+uint32_t cache_take_hits(struct table *t, bool nat, uint32_t *rules, uint64_t *hits, uint32_t n)
 {
 	struct cache *c = cache_of(t);
-	uint32_t found = 0, end = __atomic_load_n(&c->rules, __ATOMIC_RELAXED);
+	uint32_t found = 0, end = __atomic_load_n(&c->rules[nat], __ATOMIC_RELAXED);
 
-	for (uint32_t rule = 0; rule < end && found < n; rule++) {
-		if (!__atomic_load_n(&c->hits[rule], __ATOMIC_RELAXED))
+	for (uint32_t rule = nat; rule < end && found < n; rule++) {
+		if (!__atomic_load_n(&c->hits[nat][rule], __ATOMIC_RELAXED))
 			continue;
-		rules[found] = rule;
-		hits[found++] = __atomic_exchange_n(&c->hits[rule], 0, __ATOMIC_RELAXED);
+		rules[found] = rule - nat;
+		hits[found++] = __atomic_exchange_n(&c->hits[nat][rule], 0, __ATOMIC_RELAXED);
 	}
 	return found;
 }
@@ -338,10 +347,19 @@ static int64_t template_install(const struct template *template, const struct pa
 	if (id < 0)
 		return id;
 	count_in(b->counter, SESSION_CACHED, 1);
-	__atomic_fetch_add(&c->hits[d.rule], 1, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&c->hits[0][d.rule], 1, __ATOMIC_RELAXED);
+	if (d.nat_rule)
+		__atomic_fetch_add(&c->hits[1][d.nat_rule], 1, __ATOMIC_RELAXED);
 	if (template->logged)
 		__atomic_store_n(&ring->head, ring->head + 1, __ATOMIC_RELEASE);
 	return id;
+}
+
+/* Python is asked, and this is why. */
+static int64_t missed(const struct burst *b, enum counter why)
+{
+	count_in(b->counter, why, 1);
+	return 0;
 }
 
 int64_t cache_begin(const struct packet *pkt, const struct burst *b)
@@ -352,10 +370,12 @@ int64_t cache_begin(const struct packet *pkt, const struct burst *b)
 	struct class class;
 	int64_t id = 0;
 
-	if (b->shard >= SHARD_SLOW || pkt->hook == HOOK_OUTPUT || !__atomic_load_n(&c->open, __ATOMIC_RELAXED))
+	if (b->shard >= SHARD_SLOW || pkt->hook == HOOK_OUTPUT)
 		return 0;
+	if (!__atomic_load_n(&c->open, __ATOMIC_RELAXED))
+		return missed(b, DISPATCH_CLOSED);
 	if (__atomic_load_n(&t->count[COUNT_PREDICT], __ATOMIC_RELAXED))
-		return 0;
+		return missed(b, DISPATCH_PREDICT);
 	spin_lock(&c->guard[b->shard].lock);
 	if (c->open) {
 		class = class_of(c, pkt);
@@ -364,5 +384,7 @@ int64_t cache_begin(const struct packet *pkt, const struct burst *b)
 	if (template)
 		id = template_install(template, pkt, b);
 	spin_unlock(&c->guard[b->shard].lock);
-	return id > 0 || id == INSTALL_EXISTS ? id : 0;
+	if (id > 0 || id == INSTALL_EXISTS)
+		return id;
+	return missed(b, template ? DISPATCH_REFUSED : DISPATCH_UNKNOWN);
 }

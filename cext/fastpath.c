@@ -320,6 +320,10 @@ enum verdict fastpath_parse(struct packet *pkt, const struct burst *b)
 {
 	count_in(b->counter, PKT_RECV, 1);
 	count_in(b->counter, BYTES_RECV, pkt->len);
+	if (pkt->mark & (MARK_SEEN | MARK_TRACKED)) {
+		count_in(b->counter, PKT_AGAIN, 1);
+		count_in(b->counter, BYTES_AGAIN, pkt->len);
+	}
 	pkt->zone = pkt->hook == HOOK_OUTPUT ? ZONE_HOST : table_zone(b->table, pkt->ifindex);
 	if (pkt->zone == ZONE_NONE)
 		return drop(b, FLOW_NO_INTERFACE);

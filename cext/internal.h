@@ -11,6 +11,7 @@
 struct table;
 struct worker;
 struct program;
+struct top_mark;
 #include "session.h"
 #include "api.h"
 
@@ -262,7 +263,11 @@ struct session *table_find(struct table *t, const struct flow_key *key, uint64_t
 enum put_result flow_put(struct table *t, const struct flow_key *key, uint32_t ref);
 void flow_remove(struct table *t, const struct flow_key *key, uint32_t ref);
 
+/* scan.c */
+struct session *session_filtered(struct table *t, const struct session_filter *f, uint32_t id);   /* locked, or NULL */
+
 /* session.c: callers of the second group hold the slot's lock */
+enum count_kind session_protocol(const struct session *s);                             /* COUNT_TCP to COUNT_OTHER */
 struct session *session_take(struct table *t);                                         /* NULL: no slot is free */
 void session_give_back(struct table *t, struct session *s);
 void session_open(struct table *t, struct session *s, bool discard);

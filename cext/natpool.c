@@ -282,6 +282,20 @@ uint32_t natpool_used(struct table *t, uint32_t pool, uint16_t port_min, uint16_
 	return used;
 }
 
+uint64_t natpool_used_between(struct table *t, const uint8_t *first, const uint8_t *last, uint16_t port_min, uint16_t port_max)
+{
+	uint64_t used = 0;
+	uint32_t pools;
+
+	spin_lock(&t->pool_lock);
+	pools = t->pool_count;
+	spin_unlock(&t->pool_lock);
+	for (uint32_t pool = 0; pool < pools; pool++)
+		if (address_in_range(t->pool_address[pool], first, last))
+			used += natpool_used(t, pool, port_min, port_max);
+	return used;
+}
+
 void natpool_set_reserved(struct table *t, const uint64_t *tcp, const uint64_t *udp)
 {
 	for (uint32_t i = 0; i < PORT_WORDS; i++) {

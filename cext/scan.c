@@ -1,4 +1,4 @@
-/* scan.c - sessions chosen by a filter: copies for views, ends for `clear`. */
+/* scan.c - sessions chosen by a filter: copies for views, ends for `clear`.  Who sums them up is in top.c and census.c. */
 #include "internal.h"
 
 static bool filter_addresses(const struct session_filter *f, const struct session *s)
@@ -37,7 +37,7 @@ static bool filter_state(const struct session_filter *f, uint8_t state)
 
 /* The slot, locked, if its session is alive and passes; else NULL.  The first look, without the lock, spares the rest of
  * an empty table. */
-static struct session *filter_slot(struct table *t, const struct session_filter *f, uint32_t id)
+struct session *session_filtered(struct table *t, const struct session_filter *f, uint32_t id)
 {
 	struct session *s = session_at(t, id);
 
@@ -57,7 +57,7 @@ uint32_t table_scan(struct table *t, const struct session_filter *filter, uint32
 	uint32_t id = *next ? *next : 1, found = 0;
 
 	for (; id <= t->max_sessions && found < n; id++) {
-		struct session *s = filter_slot(t, filter, id);
+		struct session *s = session_filtered(t, filter, id);
 
 		if (!s)
 			continue;
@@ -73,7 +73,7 @@ uint32_t table_count_all(struct table *t, const struct session_filter *filter)
 	uint32_t found = 0;
 
 	for (uint32_t id = 1; id <= t->max_sessions; id++) {
-		struct session *s = filter_slot(t, filter, id);
+		struct session *s = session_filtered(t, filter, id);
 
 		if (!s)
 			continue;
@@ -88,7 +88,7 @@ uint32_t table_close_all(struct table *t, const struct session_filter *filter, u
 	uint32_t closed = 0, now = table_now();
 
 	for (uint32_t id = 1; id <= t->max_sessions; id++) {
-		struct session *s = filter_slot(t, filter, id);
+		struct session *s = session_filtered(t, filter, id);
 
 		if (!s)
 			continue;

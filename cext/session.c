@@ -20,12 +20,8 @@ void session_unlock(struct session *s)
 	spin_unlock(&s->lock);
 }
 
-static enum count_kind count_kind(const struct session *s)
+enum count_kind session_protocol(const struct session *s)
 {
-	if (s->state[0] == SESSION_DISCARD)
-		return COUNT_DISCARD;
-	if (s->type == SESSION_PREDICT)
-		return COUNT_PREDICT;
 	switch (s->key[0].proto) {
 	case IPPROTO_TCP:
 		return COUNT_TCP;
@@ -36,6 +32,15 @@ static enum count_kind count_kind(const struct session *s)
 		return COUNT_ICMP;
 	}
 	return COUNT_OTHER;
+}
+
+static enum count_kind count_kind(const struct session *s)
+{
+	if (s->state[0] == SESSION_DISCARD)
+		return COUNT_DISCARD;
+	if (s->type == SESSION_PREDICT)
+		return COUNT_PREDICT;
+	return session_protocol(s);
 }
 
 static void count_session(struct table *t, const struct session *s, int n)

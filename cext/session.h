@@ -482,10 +482,38 @@ struct table_stats {
 	uint64_t bytes;              /* of the mapping that grow with the number of sessions */
 };
 
+#define TOP_AMOUNTS 4
+
+/* By what sessions are summed up, and by which sum the groups are put in order. */
+enum top_by { TOP_SOURCE, TOP_DESTINATION, TOP_RULE, TOP_APPLICATION, TOP_ZONE };
+enum top_order { TOP_SESSIONS, TOP_BYTES, TOP_PACKETS, TOP_GROWTH };
+
+/* Sessions that have something in common. */
+struct top_row {
+	uint8_t  key[16];            /* the address, or the number in its first four bytes, host order */
+	uint64_t amount[TOP_AMOUNTS];    /* by enum top_order; growth: bytes since the mark */
+};
+
+struct top_total {
+	uint64_t amount[TOP_AMOUNTS];    /* of every session that passes the filter */
+	uint64_t left_out[TOP_AMOUNTS];  /* of those among them for whose group there was no room */
+	uint32_t groups;
+};
+
+/* Live sessions by what they are. */
+struct census {
+	uint32_t sessions[7][2][4];  /* by enum session_state, enum session_type, protocol: TCP UDP ICMP other */
+	uint32_t application[MAX_APPLICATIONS];
+	uint32_t offloaded;
+	uint32_t inspected;
+};
+
 /* Every way a packet can end is one of these; counters.py describes each by its name.  A drop increments exactly one. */
 enum counter {
 	PKT_RECV,
 	BYTES_RECV,
+	PKT_AGAIN,                   /* of these, those that came round from the slow path */
+	BYTES_AGAIN,
 	PKT_SENT,
 	PKT_PUNT,                    /* handed to the slow path */
 	PKT_INSPECT,                 /* the same, to be read by an ALG */
@@ -539,8 +567,30 @@ enum counter {
 	SESSION_ONLOADED,            /* came back to the queues before they ended */
 	SESSION_INSTALLED,
 	SESSION_CACHED,
+	DISPATCH_LEARNED,            /* classes; then why a first packet was none of a class that is known */
+	DISPATCH_UNKNOWN,
+	DISPATCH_CLOSED,
+	DISPATCH_PREDICT,
+	DISPATCH_REFUSED,
+	FLOW_SLOWPATH_ALLOW,         /* what Python has decided for a first packet; its refusals are drops */
+	FLOW_SLOWPATH_DENY,
+	FLOW_SLOWPATH_HOST,
+	FLOW_SLOWPATH_OWN,
+	FLOW_SLOWPATH_PREDICT,
+	FLOW_SLOWPATH_AGAIN,
+	FLOW_SLOWPATH_INSPECT,
 	SESSION_FREED,
 	SESSION_EXPIRED,
+	SESSION_END_THREAT,          /* ends by reason, in the order of enum end_reason */
+	SESSION_END_POLICY_DENY,
+	SESSION_END_TCP_RST_FROM_CLIENT,
+	SESSION_END_TCP_RST_FROM_SERVER,
+	SESSION_END_RESOURCES_UNAVAILABLE,
+	SESSION_END_TCP_FIN,
+	SESSION_END_TCP_REUSE,
+	SESSION_END_DECODER,
+	SESSION_END_AGED_OUT,
+	SESSION_END_UNKNOWN,
 	SESSION_DISCARD_EVICTED,
 	SESSION_ZONECHANGE,
 	SESSION_ADDRESSCHANGE,

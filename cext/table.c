@@ -268,12 +268,24 @@ void table_read_stats(struct table *t, struct table_stats *stats)
 	stats->bytes = t->pools - t->slots + (t->adjusts - t->sharers);
 }
 
+static void add_shard(const struct table *t, uint32_t shard, uint64_t *counters)
+{
+	for (int i = 0; i < COUNTERS; i++)
+		counters[i] += __atomic_load_n(&t->counter[shard][i], __ATOMIC_RELAXED);
+}
+
 void table_read_counters(struct table *t, uint64_t *counters)
 {
 	memset(counters, 0, COUNTERS * sizeof(*counters));
-	for (int shard = 0; shard < MAX_SHARDS; shard++)
-		for (int i = 0; i < COUNTERS; i++)
-			counters[i] += __atomic_load_n(&t->counter[shard][i], __ATOMIC_RELAXED);
+	for (uint32_t shard = 0; shard < MAX_SHARDS; shard++)
+		add_shard(t, shard, counters);
+}
+
+void table_read_shard(struct table *t, uint32_t shard, uint64_t *counters)
+{
+	assert(shard < MAX_SHARDS);
+	memset(counters, 0, COUNTERS * sizeof(*counters));
+	add_shard(t, shard, counters);
 }
 
 void table_count(struct table *t, uint32_t shard, uint32_t counter, uint64_t n)

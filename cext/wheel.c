@@ -18,6 +18,8 @@
 #define SWEEP_SLOTS 65536
 #define BATCH 64
 
+_Static_assert(SESSION_END_UNKNOWN - SESSION_END_THREAT == END_UNKNOWN, "ends are counted by their reason");
+
 void wheel_init(struct table *t, uint32_t now)
 {
 	t->wheel_tick = now;
@@ -146,6 +148,7 @@ static bool judge(struct table *t, uint32_t id, uint32_t now, struct session_cop
 			session_set_closing(t, s, END_AGED_OUT);
 		session_set_closed(s);
 		session_copy_out(t, s, ended);
+		count_in(t->counter[SHARD_AGER], (enum counter)(SESSION_END_THREAT + s->end_reason), 1);
 	} else {
 		wheel_insert(t, s, due);
 	}

@@ -17,6 +17,7 @@ struct worker {
 	uint32_t shard;
 	uint32_t punt_verdict;
 	uint32_t stop;
+	uint64_t turns;
 };
 
 struct worker *worker_open(struct table *t, uint32_t shard, uint16_t queue, uint16_t slow_queue, bool fail_open)
@@ -100,6 +101,7 @@ int worker_run(struct worker *w)
 		struct burst b = {.table = w->table, .counter = w->counter, .shard = w->shard};
 		int n = queue_receive(&w->queue, w->counter);
 
+		__atomic_store_n(&w->turns, w->turns + 1, __ATOMIC_RELAXED);
 		if (n < 0)
 			return -n;
 		b.now = table_now();
@@ -107,6 +109,11 @@ int worker_run(struct worker *w)
 		queue_flush(&w->queue, w->counter);
 	}
 	return 0;
+}
+
+uint64_t worker_turns(const struct worker *w)
+{
+	return __atomic_load_n(&w->turns, __ATOMIC_RELAXED);
 }
 
 void worker_stop(struct worker *w)

@@ -1,18 +1,20 @@
 """The ager: ends sessions whose time is over, logs them, frees them. Expiry is exact to a tenth of a second.
 
 It also does, once a second, what must not wait for traffic: the rates of `show session info`, the list of ports that
-sockets of the firewall hold, and the count of packets that the kernel has dropped before anybody here saw them.
+sockets of the firewall hold, and the count of packets that the kernel has dropped before anybody here saw them. How
+late it is itself it knows from when the look before began: what was not due then may have been a moment later.
 """
 
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from dataplane.ffi import lib
 from dataplane.sessions import EXPIRE_BATCH, Copies, SessionTable
-from dataplane.sockets import queue_drops, used_ports
+from dataplane.sockets import queue_states, used_ports
 
 TICK = 0.1  # seconds
 SECOND = 1.0
@@ -45,6 +47,9 @@ class Ager(threading.Thread):
     ) -> None:
         super().__init__(name="ager", daemon=True)
         self.rates = Rates()
+        self.lag = 0.0  # seconds: the most that it was behind() in the last whole second
+        self.deepest: Counter[int] = Counter()  # queue -> packets that were seen to wait in it, once a second, at most
+        self.turns = 0  # for the watchdog
         self._table = table
         self._begun = begun
         self._ended = ended
@@ -52,6 +57,8 @@ class Ager(threading.Thread):
         self._queues = queues
         self._queue_drops = 0
         self._ending = threading.Event()
+        self._longest = 0.0
+        self._looked = time.monotonic()  # when the last look that was finished began
         self._sampled = time.monotonic()
         self._last = table.counters()
 
@@ -75,7 +82,9 @@ class Ager(threading.Thread):
 
     def expire(self) -> None:
         """End everything whose time is over now."""
+        begun = time.monotonic()
         while True:
+            self.turns += 1
             sessions = self._table.expire()
             try:
                 self._begun()
@@ -85,20 +94,32 @@ class Ager(threading.Thread):
                 self._leaving(sessions)
                 self._table.free(sessions)
             if len(sessions) < EXPIRE_BATCH:
-                return
+                break
+        self._longest = max(self._longest, self.behind)
+        self._looked = begun
+
+    @property
+    def behind(self) -> float:
+        """Seconds, beyond a tick, for which a session that is due may have waited already. Any thread."""
+        return max(time.monotonic() - self._looked - TICK, 0.0)
 
     def _every_second(self) -> None:
         now, counters = time.monotonic(), self._table.counters()
         seconds = now - self._sampled
         grown = {name: (value - self._last[name]) / seconds for name, value in counters.items()}
-        packets, octets = (grown[f"{kind}_recv"] + grown[f"{kind}_offload"] for kind in ("pkt", "bytes"))
+        packets, octets = (
+            grown[f"{kind}_recv"] - grown[f"{kind}_again"] + grown[f"{kind}_offload"] for kind in ("pkt", "bytes")
+        )
         self.rates = Rates(packets, octets * 8 / 1000, grown["session_installed"])
         self._sampled, self._last = now, counters
+        self.lag, self._longest = self._longest, 0.0
         self._table.set_reserved_ports(*used_ports())
         self._count_queue_drops()
 
     def _count_queue_drops(self) -> None:
-        drops = queue_drops(self._queues)
+        states = queue_states(self._queues)
+        self.deepest |= Counter({number: state.waiting for number, state in states.items()})
+        drops = sum(state.full + state.lost for state in states.values())
         fresh = max(drops - self._queue_drops, 0)  # fewer than before: the queues are being closed
         lib.table_count(self._table.pointer, lib.SHARD_AGER, lib.FLOW_QUEUE_FULL, fresh)
         self._queue_drops = drops

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 
 from dataplane.filters import CounterFilter
 
+MAX_CALLERS = 64
+
 # name: (severity, category, aspect, description)
 DESCRIPTIONS: dict[str, tuple[str, str, str, str]] = {
     "pkt_recv": ("info", "packet", "pktproc", "Packets received"),
     "bytes_recv": ("info", "packet", "pktproc", "Bytes received"),
+    "pkt_again": ("info", "packet", "pktproc", "Packets received a second time, from the slow path"),
+    "bytes_again": ("info", "packet", "pktproc", "Bytes received a second time, from the slow path"),
     "pkt_sent": ("info", "packet", "pktproc", "Packets transmitted"),
     "pkt_punt": ("info", "packet", "pktproc", "Packets handed to the slow path"),
     "pkt_inspect": ("info", "packet", "pktproc", "Packets handed to the slow path for inspection"),
@@ -75,8 +79,30 @@ DESCRIPTIONS: dict[str, tuple[str, str, str, str]] = {
     "session_onloaded": ("info", "session", "offload", "Sessions taken back from the kernel"),
     "session_installed": ("info", "session", "session", "Sessions installed"),
     "session_cached": ("info", "session", "session", "Sessions installed by the dispatch cache"),
+    "dispatch_learned": ("info", "flow", "dispatch", "Classes of first packets that were decided once for all"),
+    "dispatch_unknown": ("info", "flow", "dispatch", "First packets handed to Python: class not decided yet"),
+    "dispatch_closed": ("info", "flow", "dispatch", "First packets handed to Python: dispatch cache is closed"),
+    "dispatch_predict": ("info", "flow", "dispatch", "First packets handed to Python: a predicted session is awaited"),
+    "dispatch_refused": ("info", "flow", "dispatch", "First packets handed to Python: no room, port or record left"),
+    "flow_slowpath_allow": ("info", "flow", "session", "First packets decided by Python: allowed"),
+    "flow_slowpath_deny": ("info", "flow", "session", "First packets decided by Python: denied"),
+    "flow_slowpath_host": ("info", "flow", "session", "First packets decided by Python: for the firewall itself"),
+    "flow_slowpath_own": ("info", "flow", "session", "First packets decided by Python: sent by the firewall itself"),
+    "flow_slowpath_predict": ("info", "flow", "session", "First packets decided by Python: session was predicted"),
+    "flow_slowpath_again": ("info", "flow", "session", "Packets whose session was there when Python took them"),
+    "flow_slowpath_inspect": ("info", "flow", "session", "Packets read by an application layer gateway"),
     "session_freed": ("info", "session", "session", "Sessions freed"),
-    "session_expired": ("info", "session", "session", "Sessions ended by their timer"),
+    "session_expired": ("info", "session", "session", "Sessions ended and logged by the ager"),
+    "session_end_threat": ("info", "session", "session", "Sessions ended: threat"),
+    "session_end_policy_deny": ("info", "session", "session", "Sessions ended: denied by policy"),
+    "session_end_tcp_rst_from_client": ("info", "session", "session", "Sessions ended: TCP RST from the client"),
+    "session_end_tcp_rst_from_server": ("info", "session", "session", "Sessions ended: TCP RST from the server"),
+    "session_end_resources_unavailable": ("info", "session", "session", "Sessions ended: no resources"),
+    "session_end_tcp_fin": ("info", "session", "session", "Sessions ended: both sides closed"),
+    "session_end_tcp_reuse": ("info", "session", "session", "Sessions ended: tuple used by a new connection"),
+    "session_end_decoder": ("info", "session", "session", "Sessions ended: by the decoder of their protocol"),
+    "session_end_aged_out": ("info", "session", "session", "Sessions ended: their timer ran out"),
+    "session_end_unknown": ("info", "session", "session", "Sessions ended: cleared, or for a reason not known"),
     "session_discard_evicted": ("info", "session", "resource", "Discard sessions ended early to make room"),
     "session_zonechange": ("info", "session", "forward", "Sessions ended: route moved to another zone"),
     "session_addresschange": ("info", "session", "forward", "Sessions ended: interface has lost their address"),
@@ -109,23 +135,34 @@ class Sample:
 
 
 class GlobalCounters:
-    """`show counter global`: counters since the start, or since whoever said `delta yes` last."""
+    """`show counter global`: counters since the start, or since the same caller said `delta yes` last.
+
+    Of MAX_CALLERS callers the one that has not asked for longest is forgotten first.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._start = time.monotonic()
-        self._last = Sample({}, self._start)
+        self._last: dict[str, Sample] = {}  # by caller, in the order of asking
 
-    def rows(self, values: Mapping[str, int], wanted: CounterFilter) -> tuple[list[dict[str, object]], float]:
+    def rows(
+        self, values: Mapping[str, int], wanted: CounterFilter, caller: str = ""
+    ) -> tuple[list[dict[str, object]], float]:
         """One row per counter that passes the filter, and the seconds that the values cover."""
         now = Sample(values, time.monotonic())
-        since = Sample({}, self._start)
-        if wanted.delta:
-            with self._lock:
-                since, self._last = self._last, now
+        since = self._exchange(caller, now) if wanted.delta else Sample({}, self._start)
         elapsed = now.time - since.time
         rows = [_row(name, value - since.values.get(name, 0), elapsed) for name, value in values.items()]
         return [row for row in rows if _passes(row, wanted)], elapsed
+
+    def _exchange(self, caller: str, now: Sample) -> Sample:
+        """The caller's last sample, of which `now` takes the place."""
+        with self._lock:
+            since = self._last.pop(caller, None) or Sample({}, self._start)
+            self._last[caller] = now
+            if len(self._last) > MAX_CALLERS:
+                del self._last[next(iter(self._last))]
+        return since
 
 
 def _row(name: str, value: int, elapsed: float) -> dict[str, object]:
@@ -158,7 +195,7 @@ class Hits:
 
 
 class HitCounts:
-    """Hits by rule number: one per new session or denied first packet. Any thread."""
+    """Hits by a rule's number; one per session or denied first packet. Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -174,4 +211,31 @@ class HitCounts:
             hits.last = now
 
     def of(self, rule: int | None) -> Hits:
-        return Hits() if rule is None else self._hits.get(rule, Hits())
+        return NEVER if rule is None else self._hits.get(rule, NEVER)
+
+    def clear(self, rule: int | None) -> None:
+        """As if the rule had never been hit."""
+        with self._lock:
+            if rule is not None:
+                self._hits.pop(rule, None)
+
+
+NEVER = Hits()
+
+
+class NatCounts:
+    """Hits and failures of NAT rules, by the rule's number. Any thread."""
+
+    def __init__(self) -> None:
+        self.hits = HitCounts()
+        self.failures = HitCounts()
+
+    def hit(self, rule: int | None) -> None:
+        """A session or a denied first packet has matched the rule; None: it has matched none."""
+        if rule is not None:
+            self.hits.add(rule)
+
+    def failed(self, rule: int | None, counter: str) -> None:
+        """A session could not be; what concerns no translation is not counted here."""
+        if rule is not None and counter.startswith("nat_"):
+            self.failures.add(rule)

@@ -8,7 +8,6 @@ import fcntl
 import gc
 import logging
 import os
-import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dataplane import stopping
+from dataplane import capabilities, stopping
 from dataplane.commands import handlers
 from dataplane.commit import Committer, first_config
 from dataplane.control import ControlServer
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError, DataplaneError
+from dataplane.exporter import Exporter
+from dataplane.notify import Watchdog, notify, reloading
 from dataplane.versions import Versions
 
 # Seconds after which a busy thread lets another one have the interpreter: a first packet waits at most so long for the
@@ -37,6 +38,8 @@ def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
     ending = stopping.listen()  # first: a stop that comes during the start must find somebody who cleans up
     stopping.listen_for_reload()
     versions = Versions(state_dir, runtime_dir)
+    for name, purpose in capabilities.missing().items():
+        log.warning("%s is not permitted: without it there is no %s", name, purpose)
     try:
         loaded, ids = first_config(config, versions)
         for directory in (runtime_dir, log_dir, state_dir):
@@ -55,29 +58,40 @@ def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
 def _serve(engine: Engine, committer: Committer, runtime_dir: Path, ending: threading.Event) -> int:
     control = ControlServer(runtime_dir / "control.sock", handlers(engine, committer))
     committer.begin()
+    exporter = Exporter(engine)
     engine.start()
     reload = stopping.listen_for_reload()
     sys.setswitchinterval(SWITCH_INTERVAL)
     # What lives now lives to the end: the collector need not walk over ten thousand rules again and again.
     gc.collect()
     gc.freeze()
+    watchdog = Watchdog(engine.turns)
     try:
+        exporter.start()
         control.start()
-        _notify("READY=1")
+        notify("READY=1")
         log.info("ready: %d zones, %d security rules", len(engine.config.zones), len(engine.policy.security_rules))
         while not ending.is_set() and not engine.failed.wait(0.1):
             if reload.is_set():
                 reload.clear()
-                committer.reload()
-        _notify("STOPPING=1")
+                threading.Thread(target=_reload, args=(committer,), name="reload", daemon=True).start()
+            watchdog.look()
+        notify("STOPPING=1")
     finally:
         control.stop()
         committer.stop()
+        exporter.stop()
         if engine.failed.is_set():
             engine.abandon()
         else:
             engine.stop()
     return DataplaneError.exit_code if engine.failed.is_set() else 0
+
+
+def _reload(committer: Committer) -> None:
+    """Beside the watchdog: ten thousand rules take their seconds."""
+    with reloading():
+        committer.reload()
 
 
 @contextmanager
@@ -105,15 +119,3 @@ def _is_at(path: Path, file: IO[str]) -> bool:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
-
-
-def _notify(state: str) -> None:
-    """Tell systemd (Type=notify), if it started us."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-        except OSError as error:
-            log.warning("systemd cannot be told %s: %s", state, error)

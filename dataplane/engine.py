@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 from dataplane.ager import Ager
 from dataplane.alg import factories
 from dataplane.bindings import Bindings
-from dataplane.counters import GlobalCounters, HitCounts
+from dataplane.counters import GlobalCounters, HitCounts, NatCounts
 from dataplane.dispatch import Dispatch
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Session
 from dataplane.inspection import Inspection
+from dataplane.latency import Latency
 from dataplane.logs import LogWriter, SystemLog, traffic_record
 from dataplane.names import Names
 from dataplane.offload import Offload
@@ -30,10 +31,12 @@ from dataplane.policy.applications import ICMP, TCP, UDP
 from dataplane.policy.changes import RuleIds, identify
 from dataplane.policy.compile import CompiledPolicy, compile_policy
 from dataplane.policy.model import Config, NatType
+from dataplane.pools import pool_use
 from dataplane.quotas import Quotas
 from dataplane.records import Records
 from dataplane.rematch import Judge, Outcome, preview, rematch
 from dataplane.replies import Replies
+from dataplane.resources import Resources, ThreadLoads
 from dataplane.routes import Monitor, is_link_local
 from dataplane.rules import Hooks
 from dataplane.rules.answering import Answering
@@ -41,7 +44,8 @@ from dataplane.rules.ingress import Ingress
 from dataplane.rules.probe import find_backend, remove_leavings
 from dataplane.rules.sysctls import Sysctls
 from dataplane.sessions import HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, Copies, SessionTable
-from dataplane.slowpath import HOST_INBOUND, SlowPath, World
+from dataplane.slowpath import HOST_INBOUND, QUEUE_LENGTH, SlowPath, World
+from dataplane.sockets import NO_QUEUE, queue_states
 from dataplane.wires import Wires
 
 MAX_WORKERS: int = lib.SHARD_SLOW
@@ -76,6 +80,8 @@ class Engine:
         self._catching_up = threading.Lock()
         self.names = Names(MAX_APPLICATIONS, HOST_ZONE)
         self.hits = HitCounts()
+        self.nat = NatCounts()
+        self.latency = Latency()
         self.counters = GlobalCounters()
         self.table = SessionTable(config.settings.session.max_sessions, config.settings.nat.oversubscription)
         self.quotas = Quotas(self.table)
@@ -104,11 +110,14 @@ class Engine:
             self.dispatch,
             self._world(),
             self.hits,
+            self.nat,
+            self.latency,
             self._replies,
             self._record,
             self.failed,
         )
         self.ager = Ager(self.table, self.catch_up, self._sessions_ended, self._sessions_leave, self._queues)
+        self.resources = Resources(ThreadLoads(self.threads), self._utilization)
         self._workers: list[tuple[Any, threading.Thread]] = []
         self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
 
@@ -125,6 +134,7 @@ class Engine:
             (self._host_found, self._restore_host),
             (self.monitor.start, self.monitor.stop),
             (self.offload.start, self.offload.stop),
+            (self.resources.start, self.resources.stop),
         )
         try:
             for step, undo in steps:
@@ -149,6 +159,11 @@ class Engine:
         log.critical("a vital thread has ended; the rules stay in force until the next start")
         self.system_log.stop()
 
+    def turns(self) -> dict[str, int]:
+        """How often each thread that traffic needs has gone round; one whose count stays does not move."""
+        workers = {thread.name: lib.worker_turns(worker) for worker, thread in self._workers}
+        return {**workers, self.slowpath.name: self.slowpath.turns, self.ager.name: self.ager.turns}
+
     # ---- parts ----
 
     @property
@@ -163,6 +178,29 @@ class Engine:
     @property
     def _queues(self) -> range:
         return range(self.config.settings.queue.first, self._slow_queue + 1)
+
+    @property
+    def queues(self) -> dict[int, str]:
+        """What each NFQUEUE is for: `hot`, those of the workers in the order of their shards, or `slow`."""
+        return {number: "slow" if number == self._slow_queue else "hot" for number in self._queues}
+
+    def threads(self) -> dict[str, int]:
+        """The kernel's ids of the threads that the work is done by."""
+        workers = {f"worker-{shard}": thread for shard, (_, thread) in enumerate(self._workers)}
+        threads = {**workers, "slowpath": self.slowpath, "ager": self.ager}
+        return {name: thread.native_id for name, thread in threads.items() if thread.native_id is not None}
+
+    def _utilization(self) -> dict[str, float]:
+        """Percent in use, in PAN-OS's words: buffers are the fullest hot queue, descriptors the slow one."""
+        stats, states = self.table.stats(), queue_states(self._queues)
+        filled = {number: 100 * states.get(number, NO_QUEUE).waiting / QUEUE_LENGTH for number in self._queues}
+        pools = (pool_use(pool, self.table, self.bindings, self.slowpath.world) for pool in self.policy.pools)
+        return {
+            "session": 100 * stats["allocated"] / stats["max_sessions"],
+            "packet buffer": max(filled[number] for number in self._queues if number != self._slow_queue),
+            "packet descriptor": filled[self._slow_queue],
+            "nat pool": max((min(use.percent, 100.0) for use in pools), default=0.0),
+        }
 
     @property
     def _routed(self) -> tuple[str, ...]:
@@ -447,6 +485,9 @@ class Engine:
             while hits := self.table.take_hits():
                 for rule, n in hits:
                     self.hits.add(rule, n)
+            while hits := self.table.take_hits(nat=True):
+                for rule, n in hits:
+                    self.nat.hits.add(rule, n)
             while sessions := self.table.take_begun():
                 self._write_lines(self.records.begun(sessions))
 

@@ -226,6 +226,8 @@ COUNTER_KEYS: dict[str, Parser] = {
     "value": _choice("all", "non-zero", about="whether counters of zero are shown"),
 }
 
+COUNTER_NAME = _named("counter", "one counter")
+
 MATCH_KEYS: dict[str, Parser] = {
     "from": _named("zone", "zone that the packet comes from"),
     "to": _named("zone", "zone that the packet goes to"),

@@ -58,13 +58,21 @@ class Grammar:
 
     def pairs(self, words: Sequence[str]) -> dict[str, str]:
         """KEY VALUE words as a mapping; UsageError for a line of another shape. Values are not looked at."""
-        if self.filter is None:
-            return pairs(words)
-        before, after = split_filter(words)
-        for word in before[::2]:
-            if word not in self.keys:
-                raise UsageError(f"unexpected word {word!r}")
+        before, after = self._split(words)
         return pairs([*before, *after])
+
+    def parts(self, words: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """The same, the pairs before `filter` and those behind it."""
+        before, after = self._split(words)
+        return pairs(before), pairs(after)
+
+    def _split(self, words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """A command without a filter leaves it to its own parser to refuse a key."""
+        if self.filter is None:
+            return words, ()
+        before, after = split_filter(words)
+        refuse_other(before, *self.keys)
+        return before, after
 
     def ahead(self, said: Sequence[str]) -> Expected:
         """What may follow these words."""
@@ -132,6 +140,13 @@ def split_filter(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     if FILTER in after[::2]:
         raise UsageError("filter: said twice")
     return words[: said[0]], after
+
+
+def refuse_other(words: Sequence[str], *known: str) -> None:
+    """UsageError when a word that stands where a key would is not known there."""
+    for word in words[::2]:
+        if word not in known:
+            raise UsageError(f"unexpected word {word!r}")
 
 
 def pairs(words: Sequence[str]) -> dict[str, str]:

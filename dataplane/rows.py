@@ -1,7 +1,7 @@
 """Sessions as rows of the control socket, made in C (row.c) out of copies: a hundred thousand in a tenth of a second.
 
 A batch is copied, then written. C does both without Python's lock, and holds a session's own lock only while it copies
-that one session; what a list takes from the traffic beside it is processor time, and row.c says how little it insists.
+that one session.
 """
 
 from collections.abc import Iterator

@@ -256,6 +256,10 @@ class SessionTable:
         pool = lib.natpool_find(self.pointer, address.to_bytes(16))
         return 0 if pool == NO_POOL else int(lib.natpool_used(self.pointer, pool, *ports))
 
+    def ports_used_between(self, first: int, last: int, ports: tuple[int, int]) -> int:
+        """The same of all addresses from first to last together."""
+        return int(lib.natpool_used_between(self.pointer, first.to_bytes(16), last.to_bytes(16), *ports))
+
     def count(self, counter: int, n: int = 1) -> None:
         """Add to a counter (lib.FLOW_...) in the slow path's shard. Slow path thread only."""
         lib.table_count(self.pointer, lib.SHARD_SLOW, counter, n)
@@ -281,9 +285,12 @@ class SessionTable:
             self._decision.source = first.to_bytes(16)
         return bool(lib.cache_learn(self.pointer, epoch, packet, self._decision, spread, logged))
 
-    def take_hits(self) -> list[tuple[int, int]]:
-        """(rule, sessions begun or refused by it in C since this was asked last); of RULES_BATCH rules at most."""
-        n = lib.cache_take_hits(self.pointer, self._hit_rules, self._hit_counts, RULES_BATCH)
+    def take_hits(self, nat: bool = False) -> list[tuple[int, int]]:
+        """(rule, sessions begun or refused by it in C since this was asked last); of RULES_BATCH rules at most.
+
+        nat: of the NAT rules.
+        """
+        n = lib.cache_take_hits(self.pointer, nat, self._hit_rules, self._hit_counts, RULES_BATCH)
         return [(self._hit_rules[i], self._hit_counts[i]) for i in range(n)]
 
     def take_begun(self) -> Copies:
@@ -362,6 +369,12 @@ class SessionTable:
         """Every counter of `enum counter` by its lower-case name, summed over all threads."""
         values = ffi.new("uint64_t[]", lib.COUNTERS)
         lib.table_read_counters(self.pointer, values)
+        return {name: values[i] for i, name in enumerate(COUNTERS) if name != "drops_end"}
+
+    def counters_of(self, shard: int) -> dict[str, int]:
+        """The same of one thread alone."""
+        values = ffi.new("uint64_t[]", lib.COUNTERS)
+        lib.table_read_shard(self.pointer, shard, values)
         return {name: values[i] for i, name in enumerate(COUNTERS) if name != "drops_end"}
 
     # ---- ends ----

@@ -26,12 +26,13 @@ from typing import Any, NamedTuple, NoReturn
 from netfilterqueue import NetfilterQueue
 
 from dataplane.bindings import Bindings
-from dataplane.counters import HitCounts
+from dataplane.counters import HitCounts, NatCounts
 from dataplane.dispatch import Dispatch
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Decision, FlowKey, Session, Translation
 from dataplane.inspection import AlgFactory, Inspection, Surroundings
+from dataplane.latency import Latency
 from dataplane.nat import NoAddress, translate
 from dataplane.policy.compile import AddressMap, CompiledNatRule, CompiledPolicy, CompiledSecurityRule
 from dataplane.policy.model import Action
@@ -282,6 +283,15 @@ def application_row(first: First, world: World) -> int:
     return world.application_rows[world.policy.application(first.key.proto, first.key.dport, first.echo).name]
 
 
+def outcome(key: FlowKey, decision: Decision, rule: CompiledSecurityRule | None) -> int:
+    """The counter of what was decided."""
+    if decision.discard:
+        return int(lib.FLOW_SLOWPATH_DENY)
+    if rule is not None:
+        return int(lib.FLOW_SLOWPATH_ALLOW)
+    return int(lib.FLOW_SLOWPATH_OWN if key.zone == HOST_ZONE else lib.FLOW_SLOWPATH_HOST)
+
+
 def _is_unspecified(address: int) -> bool:
     return address in (0, 0xFFFF << 32)
 
@@ -332,12 +342,15 @@ class SlowPath(threading.Thread):
         dispatch: Dispatch,
         world: World,
         hits: HitCounts,
+        nat: NatCounts,
+        latency: Latency,
         replies: Replies,
         record: Callable[[str, Session, str, str | None], None],
         failed: threading.Event,
     ) -> None:
         super().__init__(name="slowpath", daemon=True)
         self._deciding = threading.Lock()
+        self.turns = 0  # for the watchdog
         self._inspection = inspection
         self._dispatch = dispatch
         self.set_world(world)
@@ -345,6 +358,8 @@ class SlowPath(threading.Thread):
         self._bindings = bindings
         self._quotas = quotas
         self._hits = hits
+        self._nat = nat
+        self._latency = latency
         self._replies = replies
         self._record = record  # event, session, action, end reason
         self._packet = ffi.new("struct packet *")
@@ -378,6 +393,7 @@ class SlowPath(threading.Thread):
         poller = select.poll()
         poller.register(self._queue.get_fd(), select.POLLIN)
         while not self._ending.is_set():
+            self.turns += 1
             if poller.poll(STOP_LATENCY * 1000):
                 self._queue.run(block=False)
 
@@ -388,6 +404,7 @@ class SlowPath(threading.Thread):
 
     def _take(self, queued: Any) -> None:
         """Every packet gets exactly one verdict, whatever happens on the way to it."""
+        self.turns += 1  # here too: under a flood one run of the queue has no end
         verdict = queued.drop
         try:
             with self._deciding:
@@ -404,6 +421,7 @@ class SlowPath(threading.Thread):
             if self._complaints.allows():
                 log.exception("a first packet could not be decided")
         verdict()
+        self._latency.add(time.time() - queued.get_timestamp())
 
     def _handle(self, queued: Any) -> bool:
         """True if the packet is to be sent round, because a session waits for it."""
@@ -416,7 +434,9 @@ class SlowPath(threading.Thread):
         if look == lib.VERDICT_DROP:
             return False
         if look == lib.VERDICT_ACCEPT:
-            if packet.mark & MARK_TRACKED:
+            tracked = packet.mark & MARK_TRACKED
+            self._table.count(lib.FLOW_SLOWPATH_INSPECT if tracked else lib.FLOW_SLOWPATH_AGAIN)
+            if tracked:
                 self._inspect(queued, packet, payload)
             return True
         first = First(
@@ -434,12 +454,16 @@ class SlowPath(threading.Thread):
         try:
             session_id = self._install(first.key, decision, packet.ip_len)
         except AlreadyInstalled:
+            self._table.count(lib.FLOW_SLOWPATH_AGAIN)
             return True
         except InstallError as error:
+            self._nat.failed(decision.nat_rule, error.counter)
             self._turn_away(payload, first, decision, rule, world, error)
             raise
         if rule is not None:
             self._teach(packet, first, decision, rule, world)
+        self._table.count(outcome(first.key, decision, rule))
+        self._nat.hit(decision.nat_rule)
         self._begun(session_id, rule, decision.rule)
         if decision.discard:
             self._refuse(payload, packet.l4, first, rule, world, queued.get_hw())
@@ -476,6 +500,7 @@ class SlowPath(threading.Thread):
             self._inspection.failed(match)
             return isinstance(error, AlreadyInstalled)
         self._inspection.installed(match, session_id)
+        self._table.count(lib.FLOW_SLOWPATH_PREDICT)
         self._begun(session_id, self._rule(match.decision.rule), match.decision.rule)
         return True
 

@@ -7,6 +7,7 @@ listens nor connects is in neither.
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 # Of the calling thread: a thread may have entered another network namespace than its process.
 PROC_NET = Path("/proc/thread-self/net")
@@ -17,10 +18,31 @@ def used_ports() -> tuple[frozenset[int], frozenset[int]]:
     return _ports("tcp", "tcp6"), _ports("udp", "udp6")
 
 
-def queue_drops(queues: Collection[int]) -> int:
-    """Packets that the kernel has dropped since these NFQUEUEs were bound: queue or reader's buffer was full."""
-    rows = [list(map(int, line.split())) for line in (PROC_NET / "netfilter/nfnetlink_queue").read_text().splitlines()]
-    return sum(row[5] + row[6] for row in rows if row[0] in queues)
+class QueueState(NamedTuple):
+    """One NFQUEUE in packets: those that wait, and since it was bound those that came and those that were dropped."""
+
+    waiting: int
+    full: int  # it held as many as it may
+    lost: int  # its reader's buffer was full
+    seen: int
+
+
+NO_QUEUE = QueueState(0, 0, 0, 0)
+
+
+def queue_states(queues: Collection[int]) -> dict[int, QueueState]:
+    """By number, of those that are bound."""
+    return {row[0]: QueueState(row[2], row[5], row[6], row[7]) for row in _queues() if row[0] in queues}
+
+
+def bound_queues() -> dict[int, int]:
+    """The netlink port of whoever reads it, by the number of each NFQUEUE of the namespace."""
+    return {row[0]: row[1] for row in _queues()}
+
+
+def _queues() -> list[list[int]]:
+    """Number, port, waiting, mode, range, dropped, lost, ..."""
+    return [list(map(int, line.split())) for line in (PROC_NET / "netfilter/nfnetlink_queue").read_text().splitlines()]
 
 
 def _ports(*tables: str) -> frozenset[int]:

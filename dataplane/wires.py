@@ -88,7 +88,7 @@ class Wires:
         """Make the bridges and join their ports; a dead predecessor's are taken over, or removed if not wanted."""
         with _kernel() as netlink:
             devices = _devices(netlink)
-            bridges = {name for name, message in devices.items() if _is_ours(message)}
+            bridges = {name for name, message in devices.items() if is_ours(message)}
             self._check(netlink, devices)
             if not bridges <= set(self.names) or self._was_up.keys() != self.ports:
                 self.remove()
@@ -112,7 +112,7 @@ class Wires:
             pair.stop()
         with _kernel() as netlink:
             devices = _devices(netlink)
-            for message in filter(_is_ours, devices.values()):
+            for message in filter(is_ours, devices.values()):
                 netlink.link("del", index=message["index"])
             for port, was_up in self._was_up.items():
                 if port in devices:
@@ -129,10 +129,10 @@ class Wires:
 
     def _check(self, netlink: IPRoute, devices: Mapping[str, Any]) -> None:
         """Whether the ports can be had, before anything is changed."""
-        ours = {message["index"] for message in devices.values() if _is_ours(message)}
+        ours = {message["index"] for message in devices.values() if is_ours(message)}
         addressed = {link.name for link in read_links(netlink) if not all(map(is_link_local, link.addresses))}
         for wire in self._wires:
-            if wire.name in devices and not _is_ours(devices[wire.name]):
+            if wire.name in devices and not is_ours(devices[wire.name]):
                 raise DataplaneError(f"virtual wire {wire.name}: an interface of that name exists already")
             for port in wire.interfaces:
                 if port not in devices:
@@ -249,7 +249,7 @@ def _devices(netlink: IPRoute) -> dict[str, Any]:
     return {message.get_attr("IFLA_IFNAME"): message for message in netlink.get_links()}
 
 
-def _is_ours(message: Any) -> bool:
+def is_ours(message: Any) -> bool:
     return bool(message.get_attr("IFLA_IFALIAS") == ALIAS)
 
 

@@ -46,6 +46,22 @@ SENT_FLOW = {
 METER = {"vsys": "vsys1", "maximum": 262144, "current": 2, "throttled": 0}
 HITS = {"rule": "lan-out", "hit_count": 3, "first_hit": "2026-01-01T00:00:00Z", "last_hit": "2026-01-01T00:00:00Z"}
 POOL = {"rule": "snat", "address": "192.0.2.1", "type": "dynamic-ip", "used": 1, "available": 0, "ratio": 1}
+TOP = {"source": "10.1.0.5", "sessions": 2, "bytes": 3000, "packets": 30, "kbps": None, "percent": 75.0}
+QUEUE = {
+    "queue": 2,
+    "role": "slow",
+    "packets": 290,
+    "depth": 0,
+    "highest": 9,
+    "limit": 4096,
+    "dropped": 0,
+    "lost": 0,
+    "overruns": None,
+    "verdict_errors": None,
+    "send_errors": None,
+}
+SAMPLES = {"average": [7, 5], "maximum": [7, 5]}
+MONITOR = {"period": "second", "last": 2, "cpu": {"slowpath": SAMPLES}, "utilization": {"session": SAMPLES}}
 DISCARD_TIMEOUTS = {"discard_tcp": 90, "discard_udp": 60, "discard_default": 60}
 INFO = {"num_max": 10, "timeouts": dict.fromkeys((key for _, key in text.INFO_TIMEOUTS), 30) | DISCARD_TIMEOUTS}
 CONFIG = {"zones": [{"name": "trust", "interfaces": ["in0"]}]}
@@ -67,6 +83,10 @@ class FakeDaemon:
             "show running ippool": [POOL],
             "show running config": [CONFIG],
             "show rule-hit-count": [HITS],
+            "show session top": [TOP],
+            "show counter queue": [QUEUE],
+            "show running resource-monitor": [MONITOR],
+            "clear rule-hit-count": [1],
             "clear session all": [2],
             "clear session id": [1],
             "test security-policy-match": [{"rule": "DNS Outbound", "action": "allow", "stanza": security_rule()}],
@@ -81,7 +101,7 @@ class FakeDaemon:
                 if isinstance(row, Exception):
                     raise row
                 yield columns(cast(dict[str, Any], row)) if arguments.get("columns") else row
-            return {"elapsed": 349.576}
+            return {"elapsed": 349.576, "groups": 12, "all": TOP, "left_out": {**TOP, "sessions": 0}}
 
         return answer
 
@@ -116,6 +136,9 @@ SHOWS = [
     ("show running ippool", "show running ippool", "VSYS 1 has 1 NAT rules"),
     ("show running config", "show running config", "  - name: trust"),
     ("show rule-hit-count", "show rule-hit-count", "lan-out 3 first"),
+    ("show session top source", "show session top", "10.1.0.5                                         2"),
+    ("show counter queue", "show counter queue", "2     slow           290       0       9   4096"),
+    ("show running resource-monitor", "show running resource-monitor", "flow_slowpath                  :     7%"),
 ]
 OBJECTS = {"show session id", "show session info", "show running config"}
 
@@ -193,7 +216,68 @@ def test_count_prints_one_number(daemon, dataplane, as_json):
 def test_counter_filter_words(daemon, dataplane):
     """The daemon gets the words of the filter."""
     dataplane("show", "counter", "global", "filter", "severity", "drop", "delta", "yes")
-    assert daemon.asked == [("show counter global", {"filter": {"severity": "drop", "delta": "yes"}})]
+    ((command, arguments),) = daemon.asked
+    assert (command, arguments["filter"]) == ("show counter global", {"severity": "drop", "delta": "yes"})
+    assert arguments["caller"].split()[0] == str(os.getuid())
+
+
+def test_counter_by_name(daemon, dataplane):
+    """One counter, in the same layout."""
+    assert "Total counters shown: 1" in dataplane("show", "counter", "global", "name", "pkt_recv").stdout
+    assert daemon.asked[0][1]["name"] == "pkt_recv"
+
+
+def test_top(daemon, dataplane):
+    """What is summed up and by which sum; the total is the last line's."""
+    done = dataplane("show", "session", "top", "source", "by", "rate", "last", "3", "filter", "protocol", "6")
+    assert daemon.asked == [
+        ("show session top", {"what": "source", "by": "rate", "last": 3, "filter": {"protocol": "6"}})
+    ]
+    assert "10.1.0.5" in done.stdout
+    assert "Groups: 12, in the order of: rate" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "show session top",
+        "show session top colour",
+        "show session top source by name",
+        "show session top source by",
+        "show session top source last 0",
+        "show session top source last many",
+        "show session top source filter colour red",
+        "show session top source filter count yes",
+        "show running resource-monitor year",
+        "show running resource-monitor second first 5",
+        "show running resource-monitor week last 14",
+        "show rule-hit-count rule-base pbf",
+        "show rule-hit-count rule x",
+        "clear rule-hit-count rule",
+        "show counter global called pkt_recv",
+    ],
+)
+def test_words_of_statistics_that_make_no_sense(daemon, dataplane, typed):
+    """Refused before the daemon is asked."""
+    assert dataplane(*typed.split()).exit_code == 2
+    assert daemon.asked == []
+
+
+def test_resource_monitor_of_one_period(daemon, dataplane):
+    """The daemon gets the period and how many of it."""
+    dataplane("show", "running", "resource-monitor", "minute", "last", "5")
+    assert daemon.asked == [("show running resource-monitor", {"period": "minute", "last": 5})]
+
+
+def test_hits_of_a_base(daemon, dataplane):
+    """Of security rules unless NAT's are wanted, shown or cleared."""
+    dataplane("show", "rule-hit-count", "rule-base", "nat")
+    cleared = dataplane("clear", "rule-hit-count", "rule-base", "nat", "rule", "out going")
+    assert cleared.stdout == "rules cleared: 1\n"
+    assert daemon.asked == [
+        ("show rule-hit-count", {"rule_base": "nat"}),
+        ("clear rule-hit-count", {"rule_base": "nat", "rule": "out going"}),
+    ]
 
 
 def test_clear(daemon, dataplane):

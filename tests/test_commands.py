@@ -1,6 +1,7 @@
 """What the control socket's commands answer, from a real session table and policy but without a kernel."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,17 +14,19 @@ from dataplane.commands import handlers
 from dataplane.commands.complete import id_ranges
 from dataplane.commit import Committer
 from dataplane.control import Handler, Lines
-from dataplane.counters import GlobalCounters, HitCounts
+from dataplane.counters import GlobalCounters, HitCounts, NatCounts
 from dataplane.engine import Engine
 from dataplane.errors import DataplaneError, UsageError
 from dataplane.ffi import lib
 from dataplane.flow import Decision, FlowKey, Translation
+from dataplane.latency import Latency
 from dataplane.names import Names
 from dataplane.offload import Offload
 from dataplane.policy.changes import identify
 from dataplane.policy.compile import compile_policy
 from dataplane.policy.load import parse
 from dataplane.records import Records
+from dataplane.resources import History
 from dataplane.routes import address_from_text as address
 from dataplane.sessions import HOST_ZONE, MAX_APPLICATIONS, SessionTable
 from tests.talk import endpoint
@@ -87,13 +90,20 @@ class Bench:
             table=self.table,
             bindings=SimpleNamespace(held={"kept": 3, "whole": 1}.__getitem__),
             hits=self.hits,
+            nat=NatCounts(),
+            latency=Latency(),
+            queues={0: "hot", 1: "hot", 2: "slow"},
+            resources=SimpleNamespace(load=History(), utilization=History()),
             catch_up=lambda: None,
             counters=GlobalCounters(),
-            ager=SimpleNamespace(rates=SimpleNamespace(packets=12.6, kilobits=99.4, connections=3.0)),
+            ager=SimpleNamespace(
+                rates=SimpleNamespace(packets=12.6, kilobits=99.4, connections=3.0), lag=0.1, deepest=Counter({1: 9})
+            ),
             slowpath=SimpleNamespace(world=world),
             offload=Offload(self.table, cast(Any, SimpleNamespace()), enabled=False),
             records=self.records,
         )
+        self.engine = engine
         self._handlers: dict[str, Handler] = handlers(cast(Engine, engine), cast(Committer, None))
 
     def ask(self, command: str, **arguments: object) -> list[Any]:
@@ -299,6 +309,7 @@ def test_info_counts_by_kind(four):
     assert (info["num_tcp"], info["num_udp"], info["num_icmp"], info["num_discard"]) == (2, 1, 0, 1)
     assert (info["num_predict"], info["utilization_percent"]) == (0, 0)
     assert (info["pps"], info["kbps"], info["cps"]) == (13, 99, 3)
+    assert (info["ager_lag_ms"], info["slow_path_p50_us"], info["slow_path_p99_us"]) == (100, 0, 0)
     assert (info["timeouts"]["udp"], info["timeouts"]["tcp_half_closed"]) == (45, 120)
     assert info["bytes_per_session"] <= 256
 
@@ -320,6 +331,37 @@ def test_counters_are_filtered_by_the_daemon(bench):
     for pairs in ({"severity": "loud"}, {"delta": "maybe"}, {"colour": "red"}):
         with pytest.raises(UsageError):
             bench.ask("show counter global", filter=pairs)
+
+
+def test_one_counter_by_its_name(bench):
+    """A name that no counter has is refused."""
+    assert [row["name"] for row in bench.ask("show counter global", name="pkt_recv")] == ["pkt_recv"]
+    for wrong in ("no_such_counter", 5, ["pkt_recv"]):
+        with pytest.raises(UsageError):
+            bench.ask("show counter global", name=wrong)
+
+
+def test_a_delta_is_the_callers_own(bench):
+    """What one has read is still new to the other; who is no caller is refused."""
+    for caller in ("0 /dev/pts/1", "0 /dev/pts/2"):
+        bench.table.count(lib.FLOW_POLICY_DENY, 3)
+        (row,) = bench.ask("show counter global", caller=caller, filter={"delta": "yes", "value": "non-zero"})
+        assert row["value"] == (3 if caller.endswith("1") else 6)
+    for nobody in (None, 7, "x" * 201):
+        with pytest.raises(UsageError):
+            bench.ask("show counter global", caller=nobody, filter={"delta": "yes"})
+
+
+def test_queues_that_nobody_has_bound(bench):
+    """Every queue has a row, and a worker's own counters where there is a worker."""
+    lib.table_count(bench.table.pointer, 1, lib.QUEUE_VERDICT_ERROR, 2)
+    rows = bench.ask("show counter queue")
+    assert [(row["queue"], row["role"], row["highest"]) for row in rows] == [
+        (0, "hot", 0),
+        (1, "hot", 9),
+        (2, "slow", 0),
+    ]
+    assert [row["verdict_errors"] for row in rows] == [0, 2, None]
 
 
 def test_running_rules_are_numbered_and_the_defaults_are_not(bench):
@@ -365,6 +407,7 @@ def test_pools_show_what_is_used(four):
         "used": 1,
         "available": 199,
         "ratio": 1,
+        "failures": 0,
     }
     assert (out["rule"], out["address"], out["used"] + out["available"]) == ("out", OUTSIDE, 64512)
 
@@ -399,6 +442,104 @@ def test_hits_of_rules(bench):
     ]
     assert rows[0]["first_hit"] is rows[0]["last_hit"] is None
     assert rows[1]["first_hit"].endswith("Z")
+
+
+def test_hits_of_nat_rules(bench):
+    """They are counted by number, and shown by name."""
+    bench.engine.nat.hit(bench.names.nat_rules.find("snat"))
+    bench.engine.nat.hit(None)
+    rows = bench.ask("show rule-hit-count", rule_base="nat")
+    assert [(row["rule"], row["hit_count"]) for row in rows[:3]] == [("exempt", 0), ("snat", 1), ("out", 0)]
+    with pytest.raises(UsageError):
+        bench.ask("show rule-hit-count", rule_base="pbf")
+
+
+def test_hits_begin_anew(bench):
+    """Of one rule, or of all; a rule that is not there is said to be none."""
+    bench.hits.add(bench.names.rules.find("web only"))
+    bench.hits.add(bench.names.rules.find("no-dns"))
+    bench.engine.nat.hit(bench.names.nat_rules.find("snat"))
+    assert bench.ask("clear rule-hit-count", rule="no-dns") == [1]
+    assert [row["hit_count"] for row in bench.ask("show rule-hit-count")] == [0, 1, 0, 0, 0]
+    assert bench.ask("clear rule-hit-count") == [5]
+    assert {row["hit_count"] for row in bench.ask("show rule-hit-count")} == {0}
+    assert bench.ask("show rule-hit-count", rule_base="nat")[1]["hit_count"] == 1
+    assert bench.ask("clear rule-hit-count", rule_base="nat") == [5]
+    assert bench.ask("show rule-hit-count", rule_base="nat")[1]["hit_count"] == 0
+    with pytest.raises(DataplaneError, match="no security rule is named 'snat'"):
+        bench.ask("clear rule-hit-count", rule="snat")
+
+
+def test_failures_stand_beside_the_pool(bench):
+    """Those of its rule that concern translation."""
+    number = bench.names.nat_rules.find("snat")
+    bench.engine.nat.failed(number, "nat_dipp_alloc_failure")
+    bench.engine.nat.failed(number, "session_alloc_failure")
+    bench.engine.nat.failed(None, "nat_dipp_alloc_failure")
+    assert [row["failures"] for row in bench.ask("show running ippool")][:2] == [1, 0]
+
+
+# ---- top talkers, resources ----
+
+
+@pytest.mark.parametrize(
+    ("what", "shown"),
+    [
+        ("source", {"10.1.0.2": 1, "8.8.8.8": 1, "fd00:1::2": 1, "10.1.0.3": 1}),
+        ("destination", {"8.8.8.8": 1, "192.0.2.9": 1, "fd00:2::2": 1, "8.8.4.4": 1}),
+        ("rule", {"web only": 1, "": 1, "intrazone-default": 1, "no-dns": 1}),
+        ("application", {"dns": 2, "web-browsing": 1, "ssl": 1}),
+        ("zone", {"trust": 3, "untrust": 1}),
+    ],
+)
+def test_top_sums_up_by_name(four, what, shown):
+    """Each group once, the largest first."""
+    rows = four.ask("show session top", what=what, by="sessions")
+    assert {row[what]: row["sessions"] for row in rows} == shown
+    assert [row["sessions"] for row in rows] == sorted(shown.values(), reverse=True)
+    assert all(row["percent"] == 25 * row["sessions"] and row["kbps"] is None for row in rows)
+
+
+def test_top_of_those_that_a_filter_means(four):
+    """`last` limits the rows; a filter that nothing can pass leaves none."""
+    assert len(four.ask("show session top", what="source", last=2)) == 2
+    (row,) = four.ask("show session top", what="source", filter={"state": "discard"}, by="bytes")
+    assert (row["source"], row["bytes"], row["packets"], row["percent"]) == ("10.1.0.3", 100, 1, 100.0)
+    assert four.ask("show session top", what="rule", filter={"rule": "no such rule"}) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"what": "colour"},
+        {"what": ["source"]},
+        {"what": "source", "by": "name"},
+        {"what": "source", "last": 0},
+        {"what": "source", "last": 1001},
+        {"what": "source", "last": "5"},
+        {"what": "source", "filter": {"colour": "red"}},
+    ],
+)
+def test_top_refuses_nonsense(bench, arguments):
+    """A socket brings any JSON."""
+    with pytest.raises(UsageError):
+        bench.ask("show session top", **arguments)
+
+
+def test_resources_by_period(bench):
+    """All periods, or one of them with as many samples as there are; the newest comes first."""
+    for load in (10.4, 20.6):
+        bench.engine.resources.load.add({"worker-0": load})
+    rows = bench.ask("show running resource-monitor")
+    assert [row["period"] for row in rows] == ["second", "minute", "hour", "day", "week"]
+    assert rows[0]["cpu"] == {"worker-0": {"average": [21, 10], "maximum": [21, 10]}}
+    assert rows[1]["cpu"] == {}
+    (row,) = bench.ask("show running resource-monitor", period="second", last=1)
+    assert (row["last"], row["cpu"]["worker-0"]["average"]) == (1, [21])
+    for arguments in ({"period": "year"}, {"period": "week", "last": 14}, {"period": "second", "last": 0}):
+        with pytest.raises(UsageError):
+            bench.ask("show running resource-monitor", **arguments)
 
 
 # ---- test ...-match ----

@@ -88,6 +88,8 @@ def test_two_lists_in_one_session(monkeypatch, tmp_path):
     group = tmp_path / "autogroup"
     group.write_text("/autogroup-7 nice 0")
     monkeypatch.setattr("dataplane.cli.priority.AUTOGROUP", group)
+    for call in ("setpriority", "sched_setscheduler"):  # of a process, and here both lists are one
+        monkeypatch.setattr(os, call, lambda *_: None)
     first, second = lowered(), lowered()
     with first:
         assert group.read_text() == str(LOWEST)
@@ -102,5 +104,5 @@ def test_a_kernel_that_knows_no_groups(monkeypatch, tmp_path):
     monkeypatch.setattr("dataplane.cli.priority.AUTOGROUP", tmp_path / "none" / "autogroup")
     usual = priority()
     with lowered():
-        assert priority() == LOWEST
-    assert priority() == usual
+        assert (priority(), os.sched_getscheduler(0)) == (LOWEST, os.SCHED_IDLE)
+    assert (priority(), os.sched_getscheduler(0)) == (usual, os.SCHED_OTHER)

@@ -30,6 +30,16 @@ class Program(click.Group):
             ctx.exit(0)  # `| head` has seen what it wanted
 
 
+def caller() -> str:
+    """Who has a `delta` of his own: a user at one terminal, or all of his scripts together."""
+    for stream in (0, 1, 2):
+        try:
+            return f"{os.getuid()} {os.ttyname(stream)}"
+        except OSError:
+            continue
+    return str(os.getuid())
+
+
 runtime_dir_option = click.option(
     "--runtime-dir",
     type=click.Path(path_type=Path),

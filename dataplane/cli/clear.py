@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from dataplane import filters
+from dataplane.cli import statistics
 from dataplane.cli.base import runtime_dir_option
 from dataplane.cli.output import emit_cleared
 from dataplane.cli.words import LISTING, SESSION_FILTER
@@ -45,3 +46,6 @@ def clear_session_all(words: tuple[str, ...], runtime_dir: Path) -> None:
 def clear_session_id(number: int, runtime_dir: Path) -> None:
     """End one session."""
     emit_cleared(request(runtime_dir, "clear session id", {"id": number}))
+
+
+clear.add_command(statistics.clear_rule_hit_count)

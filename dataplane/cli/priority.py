@@ -1,8 +1,10 @@
 """The priority of a command that turns out to be long work: packets cannot wait, and who reads a long list can.
 
-A nice value counts only among the processes of one session where the kernel groups them so (sched_autogroup_enabled, as
-on most hosts), and that group has a value of its own; so both are lowered, and put back at the end. Between control
-groups with a CPU weight neither counts: there the host's owner has decided who gets how much.
+A processor that runs nothing but SCHED_IDLE counts as idle when somebody else wakes up, so a worker is not put behind
+the list; a nice value alone would not do that. Both count only among the processes of one session where the kernel
+groups them so (sched_autogroup_enabled, as on most hosts), and that group has a value of its own; so it is lowered too,
+and all is put back at the end. Between control groups with a CPU weight none of it counts: there the host's owner has
+decided who gets how much.
 """
 
 import os
@@ -33,8 +35,9 @@ def patiently(blocks: Iterable[bytes]) -> Generator[bytes, None, None]:
 @contextmanager
 def lowered() -> Iterator[None]:
     """The lowest priority, for this process and its session, as far as the kernel allows it and knows of it."""
-    usual, group = os.getpriority(os.PRIO_PROCESS, 0), _group()
+    usual, policy, group = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), _group()
     os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     _set_group(LOWEST)
     try:
         with _unwinding():
@@ -43,6 +46,7 @@ def lowered() -> Iterator[None]:
         if group != LOWEST:  # else another list has lowered it, and puts it back
             _set_group(group)
         with suppress(PermissionError):  # the way back is root's, like the control socket
+            os.sched_setscheduler(0, policy, os.sched_param(0))
             os.setpriority(os.PRIO_PROCESS, 0, usual)
 
 

@@ -7,9 +7,10 @@ from typing import cast
 import click
 
 from dataplane import filters, text
-from dataplane.cli.base import json_option, runtime_dir_option
+from dataplane.cli import statistics
+from dataplane.cli.base import caller, json_option, runtime_dir_option
 from dataplane.cli.output import decoded, emit, emit_list, emit_object, json_list, undecoded
-from dataplane.cli.words import COUNTER_FILTER, SESSION_LIST, session_selection
+from dataplane.cli.words import COUNTER_LIST, SESSION_LIST, session_selection
 from dataplane.client import request
 from dataplane.grammar import WordsCommand, live_names, words
 
@@ -87,17 +88,17 @@ def show_counter() -> None:
 
 
 @show_counter.command("global", cls=WordsCommand)
-@words(COUNTER_FILTER)
+@words(COUNTER_LIST)
 @json_option
 @runtime_dir_option
 def show_counter_global(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
-    """List the global counters.
+    """List the global counters, or one.
 
-    `delta yes` in the filter counts since the last call that said so.
+    `delta yes` in the filter counts since your last such call, by terminal.
     """
-    selection = COUNTER_FILTER.pairs(words)
+    name, selection = COUNTER_LIST.parts(words)
     filters.parse_counter_filter(selection)
-    answer = request(runtime_dir, "show counter global", {"filter": selection})
+    answer = request(runtime_dir, "show counter global", {"filter": selection, "caller": caller(), **name})
     rows = cast(list[text.Json], list(answer))
     emit(json_list(map(json.dumps, rows)) if as_json else text.counters(rows, cast(float, answer.done["elapsed"])))
 
@@ -139,9 +140,7 @@ def show_running_config(as_json: bool, runtime_dir: Path) -> None:
     emit_object(request(runtime_dir, "show running config", {}), text.config, as_json)
 
 
-@show.command("rule-hit-count")
-@json_option
-@runtime_dir_option
-def show_rule_hit_count(as_json: bool, runtime_dir: Path) -> None:
-    """List how often each rule decided and when."""
-    emit_list(request(runtime_dir, "show rule-hit-count", {}), text.rule_hit_count, as_json)
+show_session.add_command(statistics.session_top)
+show_counter.add_command(statistics.counter_queue)
+show_running.add_command(statistics.resource_monitor)
+show.add_command(statistics.rule_hit_count)

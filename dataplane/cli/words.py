@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dataplane import filters
-from dataplane.filters import COUNTER_KEYS, MATCH_KEYS, SESSION_KEYS
+from dataplane.filters import COUNTER_KEYS, COUNTER_NAME, MATCH_KEYS, SESSION_KEYS
 from dataplane.grammar import Grammar
 
 LISTING = ("start-at", "count")  # about the list, not about the sessions in it
@@ -11,7 +11,7 @@ MATCH_NEEDS = ("from", "to", "source", "destination", "protocol")
 
 SESSION_LIST = Grammar({key: SESSION_KEYS[key] for key in LISTING}, filter=SESSION_KEYS)
 SESSION_FILTER = Grammar(filter={key: kind for key, kind in SESSION_KEYS.items() if key not in LISTING})
-COUNTER_FILTER = Grammar(filter=COUNTER_KEYS)
+COUNTER_LIST = Grammar({"name": COUNTER_NAME}, filter=COUNTER_KEYS)
 SECURITY_MATCH = Grammar(MATCH_KEYS, needed=MATCH_NEEDS)
 NAT_MATCH = Grammar({key: kind for key, kind in MATCH_KEYS.items() if key != "application"}, needed=MATCH_NEEDS)
 

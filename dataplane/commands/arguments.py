@@ -1,6 +1,6 @@
 """What comes over the control socket may be any JSON: the first look at it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from dataplane.errors import UsageError
 
@@ -10,6 +10,13 @@ Arguments = Mapping[str, object]
 def mapping(value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         raise UsageError("filter: not a mapping")
+    return value
+
+
+def choice(what: str, value: object, known: Iterable[str]) -> str:
+    words = tuple(known)
+    if not isinstance(value, str) or value not in words:
+        raise UsageError(f"{what}: {value!r} is none of {' '.join(words)}")
     return value
 
 

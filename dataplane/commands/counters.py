@@ -1,13 +1,21 @@
 """Counters, hit counts and what the ALGs do."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 from dataplane.alg import READERS
-from dataplane.commands.arguments import Arguments, mapping
+from dataplane.commands.arguments import Arguments, choice, mapping
 from dataplane.control import Handler
+from dataplane.counters import DESCRIPTIONS, HitCounts, Hits
 from dataplane.engine import Engine
+from dataplane.errors import DataplaneError, UsageError
 from dataplane.filters import parse_counter_filter
+from dataplane.names import Numbering
+from dataplane.policy.compile import CompiledNatRule, CompiledSecurityRule
+from dataplane.slowpath import QUEUE_LENGTH
+from dataplane.sockets import NO_QUEUE, queue_states
 from dataplane.views import iso_time
+
+MAX_CALLER = 200  # characters
 
 
 def handlers(engine: Engine) -> dict[str, Handler]:
@@ -15,7 +23,9 @@ def handlers(engine: Engine) -> dict[str, Handler]:
     commands = CounterCommands(engine)
     return {
         "show counter global": commands.counter_global,
+        "show counter queue": commands.counter_queue,
         "show rule-hit-count": commands.rule_hit_count,
+        "clear rule-hit-count": commands.clear_rule_hit_count,
         "show alg": commands.alg,
     }
 
@@ -28,21 +38,66 @@ class CounterCommands:
 
     def counter_global(self, arguments: Arguments) -> Generator[object, None, dict[str, object]]:
         wanted = parse_counter_filter(mapping(arguments.get("filter", {})))
-        rows, elapsed = self._engine.counters.rows(self._engine.table.counters(), wanted)
-        yield from rows
+        name = arguments.get("name")
+        if name is not None:
+            choice("name", name, DESCRIPTIONS)
+        rows, elapsed = self._engine.counters.rows(self._engine.table.counters(), wanted, _caller(arguments))
+        yield from (row for row in rows if name in (None, row["name"]))
         return {"elapsed": elapsed}
 
-    def rule_hit_count(self, arguments: Arguments) -> Iterator[object]:
+    def counter_queue(self, arguments: Arguments) -> Iterator[object]:
+        """What only a worker counts is null for the slow queue."""
         del arguments
-        self._engine.catch_up()
-        for rule in self._engine.policy.security_rules:
-            hits = self._engine.hits.of(self._engine.names.rules.find(rule.name))
+        engine = self._engine
+        states = queue_states(engine.queues)
+        for shard, (number, role) in enumerate(engine.queues.items()):
+            state, counted = states.get(number, NO_QUEUE), engine.table.counters_of(shard) if role == "hot" else {}
             yield {
-                "rule": rule.name,
+                "queue": number,
+                "role": role,
+                "packets": state.seen,
+                "depth": state.waiting,
+                "highest": max(engine.ager.deepest[number], state.waiting),
+                "limit": QUEUE_LENGTH,
+                "dropped": state.full,
+                "lost": state.lost,
+                "overruns": counted.get("queue_receive_overrun"),
+                "verdict_errors": counted.get("queue_verdict_error"),
+                "send_errors": counted.get("queue_send_error"),
+            }
+
+    def rule_hit_count(self, arguments: Arguments) -> Iterator[object]:
+        self._engine.catch_up()
+        for rule, hits in self._hits(_base(arguments)):
+            yield {
+                "rule": rule,
                 "hit_count": hits.count,
                 "first_hit": iso_time(hits.first) if hits.count else None,
                 "last_hit": iso_time(hits.last) if hits.count else None,
             }
+
+    def clear_rule_hit_count(self, arguments: Arguments) -> Iterator[object]:
+        """The one row is the number of rules that were meant."""
+        engine, base, only = self._engine, _base(arguments), arguments.get("rule")
+        rules = [rule for rule, _ in self._hits(base) if only in (None, rule)]
+        if only is not None and not rules:
+            raise DataplaneError(f"no {base} rule is named {only!r}")
+        engine.catch_up()
+        counts, numbers, _ = self._counted(base)
+        for rule in rules:
+            counts.clear(numbers.find(rule))
+        yield len(rules)
+
+    def _hits(self, base: str) -> list[tuple[str, Hits]]:
+        """The rules of the policy in force, in its order."""
+        counts, numbers, rules = self._counted(base)
+        return [(rule.name, counts.of(numbers.find(rule.name))) for rule in rules]
+
+    def _counted(self, base: str) -> tuple[HitCounts, Numbering, Sequence[CompiledSecurityRule | CompiledNatRule]]:
+        engine = self._engine
+        if base == "security":
+            return engine.hits, engine.names.rules, engine.policy.security_rules
+        return engine.nat.hits, engine.names.nat_rules, engine.policy.nat_rules
 
     def alg(self, arguments: Arguments) -> Iterator[object]:
         del arguments
@@ -58,3 +113,15 @@ class CounterCommands:
                 "sessions": sessions[row],
                 "predictions": waiting[row],
             }
+
+
+def _base(arguments: Arguments) -> str:
+    return choice("rule-base", arguments.get("rule_base", "security"), ("security", "nat"))
+
+
+def _caller(arguments: Arguments) -> str:
+    """Who asks, in his own words; nobody says nothing."""
+    caller = arguments.get("caller", "")
+    if not isinstance(caller, str) or len(caller) > MAX_CALLER:
+        raise UsageError("caller: not a short word")
+    return caller

@@ -9,8 +9,8 @@ from dataplane.engine import Engine
 from dataplane.errors import UsageError
 from dataplane.filters import Match, match_of
 from dataplane.policy.compile import Pool
-from dataplane.policy.model import SourceType
 from dataplane.policy.objects import address_text
+from dataplane.pools import pool_ranges, pool_use
 
 POOL_TYPES = {
     "dynamic-ip-and-port": "Dynamic IP/Port",
@@ -52,7 +52,8 @@ class PolicyCommands:
                 yield view
                 continue
             where = f"src: {rule.pool.interface}"
-            own = " ".join([where, *map(address_text, self._pool_addresses(rule.pool))])
+            ranges = pool_ranges(rule.pool, self._engine.slowpath.world)
+            own = " ".join([where, *(address_text(first) for first, _ in ranges)])
             yield {**view, "translate_to": view["translate_to"].replace(where, own, 1)}
 
     def ippool(self, arguments: Arguments) -> Iterator[object]:
@@ -103,29 +104,19 @@ class PolicyCommands:
         return zone
 
     def _pool_row(self, pool: Pool) -> dict[str, object]:
-        """Capacity is addresses times ports, TCP and UDP counted together, times the sessions that may share one
-        (contract section 3); of a dynamic-ip pool its addresses."""
-        addresses, ratio = self._pool_addresses(pool), 1
-        if pool.type is SourceType.DYNAMIC_IP_AND_PORT:
-            used = sum(self._engine.table.ports_used(address, pool.ports) for address in addresses)
-            ratio = self._engine.table.oversubscription
-        else:
-            used = self._engine.bindings.held(pool.rule)
-        ports = 1 if pool.type is SourceType.DYNAMIC_IP else pool.ports[1] - pool.ports[0] + 1
+        """Its failures are those of its rule: a session that found no port or address free."""
+        engine = self._engine
+        use = pool_use(pool, engine.table, engine.bindings, engine.slowpath.world)
+        number = engine.names.nat_rules.find(pool.rule)
         return {
             "rule": pool.rule,
-            "address": _ranges_text([(a, a) for a in addresses] if pool.interface else pool.addresses),
+            "address": _ranges_text(use.ranges),
             "type": POOL_TYPES.get(pool.type.value, pool.type.value),
-            "used": used,
-            "available": max(len(addresses) * ports * ratio - used, 0),
-            "ratio": ratio,
+            "used": use.used,
+            "available": max(use.capacity - use.used, 0),
+            "ratio": use.ratio,
+            "failures": engine.nat.failures.of(number).count,
         }
-
-    def _pool_addresses(self, pool: Pool) -> list[int]:
-        if pool.interface is None:
-            return [address for first, last in pool.addresses for address in range(first, last + 1)]
-        own = self._engine.slowpath.world.interface_address(pool.interface, pool.nat_type.value == "ipv4")
-        return [] if own is None else [own]
 
 
 def _ranges_text(ranges: Iterable[tuple[int, int]]) -> str:

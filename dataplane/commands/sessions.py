@@ -38,7 +38,7 @@ class SessionCommands:
 
     def session_all(self, arguments: Arguments) -> Iterator[object]:
         wanted = parse_filter(mapping(arguments.get("filter", {})))
-        in_c = self._session_filter(wanted)
+        in_c = self.session_filter(wanted)
         start_at = number("start-at", arguments.get("start_at", 0))
         if arguments.get("count"):
             yield 0 if in_c is None else self._engine.table.count_matching(in_c)
@@ -59,6 +59,7 @@ class SessionCommands:
     def session_info(self, arguments: Arguments) -> Iterator[object]:
         del arguments
         stats, settings, rates = self._engine.table.stats(), self._engine.config.settings, self._engine.ager.rates
+        waits = self._engine.latency.read()
         yield {
             "num_max": stats["max_sessions"],
             "num_active": stats["allocated"],
@@ -73,6 +74,9 @@ class SessionCommands:
             "pps": round(rates.packets),
             "kbps": round(rates.kilobits),
             "cps": round(rates.connections),
+            "ager_lag_ms": round(self._engine.ager.lag * 1000),
+            "slow_path_p50_us": round(waits.quantile(0.5) * 1e6),
+            "slow_path_p99_us": round(waits.quantile(0.99) * 1e6),
             "bytes_per_session": -(-stats["bytes"] // stats["max_sessions"]),
             "timeouts": settings.session.timeouts.model_dump(),
             "session_accelerated_aging": settings.session.accelerated_aging.enabled,
@@ -96,7 +100,7 @@ class SessionCommands:
         }
 
     def clear_all(self, arguments: Arguments) -> Iterator[object]:
-        in_c = self._session_filter(parse_filter(mapping(arguments.get("filter", {}))))
+        in_c = self.session_filter(parse_filter(mapping(arguments.get("filter", {}))))
         yield 0 if in_c is None else self._engine.table.close_matching(in_c, "unknown")
 
     def clear_id(self, arguments: Arguments) -> Iterator[object]:
@@ -105,7 +109,7 @@ class SessionCommands:
             raise DataplaneError(f"session {session_id} does not exist")
         yield 1
 
-    def _session_filter(self, wanted: SessionFilter) -> Any:
+    def session_filter(self, wanted: SessionFilter) -> Any:
         """The filter as C applies it; None where it names something that no session can have."""
         names, f = self._engine.names, ffi.new("struct session_filter *")
         f.now = lib.table_now()

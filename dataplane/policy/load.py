@@ -17,6 +17,7 @@ from dataplane.errors import ConfigError
 from dataplane.policy.applications import BUILT_IN, HOST_SERVICES
 from dataplane.policy.document import MAX_CHARACTERS, Document, Problem, Unreadable, describe, read
 from dataplane.policy.document import Path as Place
+from dataplane.policy.listen import parse_listen
 from dataplane.policy.model import (
     APPLICATION_DEFAULT,
     DEFAULT_RULES,
@@ -251,6 +252,12 @@ class _Check:
             yield from self._nat_rule(("nat-rules", i), nat_rule)
         yield from self._host_inbound()
         yield from self._queues()
+        yield from self._metrics()
+
+    def _metrics(self) -> Iterator[Problem]:
+        metrics = self.config.metrics
+        if metrics.listen is not None and not metrics.allow_remote and not parse_listen(metrics.listen).is_local:
+            yield Problem(("metrics", "listen"), f"other hosts could reach {metrics.listen}; say allow-remote: true")
 
     def _zones(self) -> Iterator[Problem]:
         yield from _repeated("zones", [zone.name for zone in self.config.zones])

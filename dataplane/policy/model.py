@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
+from dataplane.policy.listen import parse_listen
 from dataplane.policy.objects import ANY, LAST_PORT, parse_address, parse_default_port, parse_ports, parse_tags
 
 APPLICATION_DEFAULT = "application-default"
@@ -402,6 +403,15 @@ class LogSettings(_Noun):
     traffic: bool = True
 
 
+class MetricsSettings(_Noun):
+    """Where Prometheus finds the metrics."""
+
+    listen: Annotated[str, _checked(parse_listen)] | None = None
+    """ADDRESS:PORT or unix:PATH; None: nowhere."""
+    allow_remote: bool = False
+    """The address may be one that other hosts reach: whoever does reads everything, and nothing is encrypted."""
+
+
 class Config(_Noun):
     """A whole configuration file."""
 
@@ -418,3 +428,4 @@ class Config(_Noun):
     host_inbound: dict[str, Many[str]] = {}
     settings: Settings = Settings()
     log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()

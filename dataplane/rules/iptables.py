@@ -31,8 +31,8 @@ class Iptables:
 
     def __init__(self, suffix: str, kind: str) -> None:
         self.name = f"iptables ({kind})"
-        self._suffix = suffix
-        self._kind = kind
+        self.suffix = suffix
+        self.kind = kind
 
     @classmethod
     def variants(cls) -> list["Iptables"]:
@@ -69,7 +69,7 @@ class Iptables:
     def _save(self, tool: str) -> dict[str, list[str]]:
         """Lines of the save format by table; of all tables, since to name one creates it in the legacy kernel."""
         saved: dict[str, list[str]] = {}
-        for line in run([f"{tool}{self._suffix}-save"]).splitlines():
+        for line in run([f"{tool}{self.suffix}-save"]).splitlines():
             if line.startswith("*"):
                 rows = saved.setdefault(line[1:], [])
             elif line.startswith((":", "-")):
@@ -77,7 +77,7 @@ class Iptables:
         return saved
 
     def _restore(self, tool: str, text: str) -> None:
-        run([f"{tool}{self._suffix}-restore", "--noflush", "-w", LOCK_WAIT], text)
+        run([f"{tool}{self.suffix}-restore", "--noflush", "-w", LOCK_WAIT], text)
 
     def _remove_chains(self, tool: str, prefix: str) -> None:
         changes = _transaction(self._save(tool), {}, prefix)
@@ -87,7 +87,7 @@ class Iptables:
 
     def _drop_empty_tables(self, tool: str) -> None:
         """iptables-nft makes a table when it first needs it and leaves it behind; an empty one means nothing."""
-        if self._kind != "nf_tables" or not shutil.which("nft"):
+        if self.kind != "nf_tables" or not shutil.which("nft"):
             return
         family = "ip" if tool == "iptables" else "ip6"
         for table in ("raw", "mangle"):

@@ -5,6 +5,7 @@ from dataplane.text.commit import commit_preview, committed, confirmed, versions
 from dataplane.text.counters import alg, counters, rule_hit_count
 from dataplane.text.policy import ippool, nat_match, nat_policy, security_match, security_policy
 from dataplane.text.sessions import INFO_TIMEOUTS, session_all, session_id, session_info, session_meter
+from dataplane.text.top import queues, resource_monitor, top
 from dataplane.text.yaml import config
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "nat_policy",
     "printable",
     "printable_lines",
+    "queues",
+    "resource_monitor",
     "rule_hit_count",
     "security_match",
     "security_policy",
@@ -28,5 +31,6 @@ __all__ = [
     "session_id",
     "session_info",
     "session_meter",
+    "top",
     "versions",
 ]

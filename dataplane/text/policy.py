@@ -115,4 +115,5 @@ def ippool(pools: Iterable[Json]) -> Iterator[str]:
     for pool in pools:
         kind = POOL_TYPES.get(pool["type"], pool["type"])
         numbers = f"{pool['used']:<10} {pool['available']:<10} {pool.get('memory', '-'):>8} {pool['ratio']:>4}"
-        yield f"{pool['rule']:<32} {kind:<15} {numbers}  {pool['address']}"
+        failures = f"  failures: {pool['failures']}" if pool.get("failures") else ""
+        yield f"{pool['rule']:<32} {kind:<15} {numbers}  {pool['address']}{failures}"

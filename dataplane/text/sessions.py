@@ -142,6 +142,9 @@ INFO_COUNTS = (
     ("Packet rate:", "pps", "/s"),
     ("Throughput:", "kbps", " kbps"),
     ("New connection establish rate:", "cps", " cps"),
+    ("Slow path latency, median:", "slow_path_p50_us", " us"),
+    ("Slow path latency, 99th percentile:", "slow_path_p99_us", " us"),
+    ("Session ager lag:", "ager_lag_ms", " ms"),
 )
 
 INFO_TIMEOUTS = (

@@ -17,6 +17,7 @@ from tests.lab.polling import poll
 PTRACE_CONT, PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT = 7, 17, 0x4206, 0x4207
 WALL = 0x40000000  # __WALL: wait for threads too
 RECVMMSG = {"x86_64": 299, "aarch64": 243}[platform.machine()]
+POLL = 7  # of x86_64; where poll(2) is made of ppoll(2) the timeout is behind a pointer
 IN_USER_SPACE = -1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -50,6 +51,17 @@ def python_threads(pid: int, workers: int) -> set[int]:
 
     found = poll(all_workers_idle, 5, f"{workers} workers to wait for packets")
     return {tid for tid, call in found.items() if call != RECVMMSG}
+
+
+def polling_thread(pid: int, milliseconds: int) -> int:
+    """The one thread of an idle daemon that waits in poll(2) with this timeout."""
+
+    def found() -> list[int]:
+        tasks = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
+        calls = {tid: Path(f"/proc/{pid}/task/{tid}/syscall").read_text().split() for tid in tasks}
+        return [tid for tid, call in calls.items() if call[:1] == [str(POLL)] and int(call[3], 16) == milliseconds]
+
+    return poll(found, 5, f"a thread that polls for {milliseconds} ms")[0]
 
 
 def _stop(tid: int) -> None:

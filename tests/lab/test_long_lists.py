@@ -77,9 +77,9 @@ def crowd(lab: Lab, firewall: Firewall) -> None:
 
 @contextmanager
 def stream(lab: Lab) -> Iterator[Callable[[], list[float]]]:
-    """iperf3 as fast as it goes; what it gives is the Mbit/s that arrived in every INTERVAL so far."""
+    """iperf3 at 500 Mbit/s; what it gives is the Mbit/s that arrived in every INTERVAL so far."""
     server = lab.serve("server", ["iperf3", "-s", "-1", "-i", INTERVAL, "-f", "m", "--forceflush"], 5201)
-    client = lab.popen("client", ["iperf3", "-c", SERVER, "-t", "300"])
+    client = lab.popen("client", ["iperf3", "-c", SERVER, "-b", "500M", "-t", "300"])
 
     def arrived() -> list[float]:
         return [float(rate) for rate in re.findall(r" sec .* ([\d.]+) Mbits/sec *$", lab.output(server), re.MULTILINE)]
