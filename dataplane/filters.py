@@ -226,6 +226,8 @@ COUNTER_KEYS: dict[str, Parser] = {
     "value": choice("all", "non-zero", about="whether counters of zero are shown"),
 }
 
+COUNTER_NAME = named("counter", "one counter")
+
 MATCH_KEYS: dict[str, Parser] = {
     "from": named("zone", "zone that the packet comes from"),
     "to": named("zone", "zone that the packet goes to"),

@@ -58,11 +58,18 @@ class Grammar:
 
     def pairs(self, words: Sequence[str]) -> dict[str, str]:
         """KEY VALUE words as a mapping; UsageError for a line of another shape. Values are not looked at."""
-        before, after = (words, ()) if self.filter is None else split_filter(words)
-        for word in before[::2]:
-            if word not in self.keys:
-                raise UsageError(f"unexpected word {word!r}")
+        before, after = self._split(words)
         return pairs([*before, *after])
+
+    def parts(self, words: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """The same, the pairs before `filter` and those behind it."""
+        before, after = self._split(words)
+        return pairs(before), pairs(after)
+
+    def _split(self, words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        before, after = (words, ()) if self.filter is None else split_filter(words)
+        refuse_other(before, *self.keys)
+        return before, after
 
     def value(self, said: Mapping[str, str], key: str, default: Any) -> Any:
         """What was said of a key of its own, parsed; UsageError where that is impossible."""
@@ -139,6 +146,13 @@ def split_filter(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     if FILTER in after[::2]:
         raise UsageError("filter: said twice")
     return words[: said[0]], after
+
+
+def refuse_other(words: Sequence[str], *known: str) -> None:
+    """UsageError when a word that stands where a key would is not known there."""
+    for word in words[::2]:
+        if word not in known:
+            raise UsageError(f"unexpected word {word!r}")
 
 
 def pairs(words: Sequence[str]) -> dict[str, str]:

@@ -436,6 +436,7 @@ def test_pages(daemon, terminal):
     )
     terminal.types("x").sees("space: next page")
     terminal.types("q").sees(PROMPT)
+    assert os.getpriority(os.PRIO_PROCESS, terminal.process.pid) == os.getpriority(os.PRIO_PROCESS, 0)
     terminal.types("clear session all\r").sees("sessions cleared: 2")
     assert endless.ended.wait(10)
     assert endless.made < 20_000

@@ -27,5 +27,5 @@ def main() -> None:
 
 
 show.add_command(show_config)
-for command in (run, check, commit, rollback, show, clear, test_group, shell, doctor, completion):
+for command in (run, check, commit, rollback, show, clear, test_group, doctor, shell, completion):
     main.add_command(command)

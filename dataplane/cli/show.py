@@ -92,12 +92,11 @@ def show_counter() -> None:
 @json_option
 @runtime_dir_option
 def show_counter_global(words: tuple[str, ...], as_json: bool, runtime_dir: Path) -> None:
-    """List the global counters.
+    """List the global counters, or one.
 
-    `delta yes` in the filter counts since your last call that said so, by terminal.
+    `delta yes` in the filter counts since your last such call, by terminal.
     """
-    selection = COUNTER_LIST.pairs(words)
-    name = {key: selection.pop(key) for key in COUNTER_LIST.keys if key in selection}
+    name, selection = COUNTER_LIST.parts(words)
     filters.parse_counter_filter(selection)
     answer = request(runtime_dir, "show counter global", {"filter": selection, "caller": caller(), **name})
     rows = cast(list[text.Json], list(answer))

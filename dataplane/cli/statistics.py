@@ -28,9 +28,8 @@ def session_top(what: str, words: tuple[str, ...], as_json: bool, runtime_dir: P
 
     `by rate` measures for a second; every other sum is over the sessions' lives.
     """
-    said = TOP.pairs(words)
+    said, selection = TOP.parts(words)
     order, last = TOP.value(said, "by", "bytes"), TOP.value(said, "last", 10)
-    selection = {key: word for key, word in said.items() if key not in TOP.keys}
     refuse_listing(selection)
     filters.parse_filter(selection)
     asked = {"what": what, "by": order, "last": last, "filter": selection}

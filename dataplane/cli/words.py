@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from dataplane import filters
 from dataplane.errors import UsageError
-from dataplane.filters import COUNTER_KEYS, MATCH_KEYS, SESSION_KEYS, Kind, Parser, choice, named, number
+from dataplane.filters import COUNTER_KEYS, COUNTER_NAME, MATCH_KEYS, SESSION_KEYS, Parser, choice, named, number
 from dataplane.grammar import Grammar
 
 LISTING = ("start-at", "count")  # about the list, not about the sessions in it
@@ -12,7 +12,7 @@ MATCH_NEEDS = ("from", "to", "source", "destination", "protocol")
 
 SESSION_LIST = Grammar({key: SESSION_KEYS[key] for key in LISTING}, filter=SESSION_KEYS)
 SESSION_FILTER = Grammar(filter={key: kind for key, kind in SESSION_KEYS.items() if key not in LISTING})
-COUNTER_LIST = Grammar({"name": Kind(str, "<name>", about="of the one counter that is wanted")}, filter=COUNTER_KEYS)
+COUNTER_LIST = Grammar({"name": COUNTER_NAME}, filter=COUNTER_KEYS)
 RULE_BASE: dict[str, Parser] = {"rule-base": choice("security", "nat", about="which rules; security unless it is said")}
 HIT_COUNTS = Grammar(RULE_BASE)
 CLEARED_HITS = Grammar({**RULE_BASE, "rule": named("rule", "the one rule that is meant")})

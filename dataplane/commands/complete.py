@@ -32,6 +32,7 @@ class CompleteCommand:
             "nat-rule": self._nat_rules,
             "application": self._applications,
             "interface": self._interfaces,
+            "counter": lambda: ((name, row[3]) for name, row in DESCRIPTIONS.items()),
             "counter-category": lambda: ((category, "") for _, category, _, _ in DESCRIPTIONS.values()),
             "counter-aspect": lambda: ((aspect, "") for _, _, aspect, _ in DESCRIPTIONS.values()),
         }

@@ -115,8 +115,6 @@ class Shell:
             return error.exit_code
         except click.Abort:
             return INTERRUPTED
-        except SystemExit as end:
-            code = end.code
         except (Enough, Leave):
             raise
         except Exception as error:  # a command's bug ends the command, not the shell
