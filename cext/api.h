@@ -119,7 +119,8 @@ bool diag_begin(struct table *t, const struct diag_filter *filters);     /* DIAG
 void diag_end(struct table *t);                           /* nothing is watched any more */
 /* Marks what the filters mean among the sessions that are there; how many are watched now. */
 uint32_t diag_mark(struct table *t);
-void diag_set_stage(struct table *t, uint32_t stage, const struct diag_limit *limit);    /* counts from 0 again */
+/* The stage counts from 0 again; a limit of 0 packets stops it instead, and its counts stay. */
+void diag_set_stage(struct table *t, uint32_t stage, const struct diag_limit *limit);
 void diag_read_status(struct table *t, struct diag_status *status);
 /* Whole records, struct diag_record and what follows it, at most `size` bytes; how many.  One thread only.  `size` is at
  * least that of the longest record. */

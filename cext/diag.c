@@ -278,13 +278,13 @@ void diag_set_stage(struct table *t, uint32_t stage, const struct diag_limit *li
 
 	assert(d && stage < DIAG_STAGES && limit->snaplen <= DIAG_SNAPLEN);
 	spin_lock(&d->lock);
-	d->limit[stage] = *limit;
-	d->status.packets[stage] = d->status.bytes[stage] = d->status.lost[stage] = 0;
-	d->status.stopped[stage] = 0;
-	if (limit->packets)
+	__atomic_and_fetch(&d->on, ~(1u << stage), __ATOMIC_RELAXED);
+	if (limit->packets) {
+		d->limit[stage] = *limit;
+		d->status.packets[stage] = d->status.bytes[stage] = d->status.lost[stage] = 0;
+		d->status.stopped[stage] = 0;
 		__atomic_or_fetch(&d->on, 1u << stage, __ATOMIC_RELAXED);
-	else
-		__atomic_and_fetch(&d->on, ~(1u << stage), __ATOMIC_RELAXED);
+	}
 	spin_unlock(&d->lock);
 }
 

@@ -559,7 +559,7 @@ enum diag_stage {
 
 /* What is taken at a stage until it stops by itself. */
 struct diag_limit {
-	uint64_t packets;            /* 0: nothing is taken */
+	uint64_t packets;            /* 0: nothing more is taken */
 	uint64_t bytes;              /* of the copies */
 	uint32_t snaplen;            /* bytes of one copy */
 	uint32_t reserved;

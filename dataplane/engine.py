@@ -18,6 +18,8 @@ from dataplane.ager import Ager
 from dataplane.alg import factories
 from dataplane.bindings import Bindings
 from dataplane.counters import GlobalCounters, HitCounts
+from dataplane.diag.diagnosis import Diagnosis
+from dataplane.diag.witness import Witness
 from dataplane.dispatch import Dispatch
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
@@ -97,6 +99,7 @@ class Engine:
             self.failed,
         )
         self.ager = Ager(self.table, self.catch_up, self._sessions_ended, self._sessions_leave, self._queues)
+        self.diagnosis = Diagnosis(self.table, self.names, log_dir / "packet-diag", self._watch_slowpath)
         self._workers: list[tuple[Any, threading.Thread]] = []
         self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
 
@@ -124,6 +127,7 @@ class Engine:
 
     def stop(self) -> None:
         """Take everything back, last step first; sessions that are alive end and are logged."""
+        self.diagnosis.clear_all()
         while self._undo:
             try:
                 self._undo.pop()()
@@ -370,6 +374,9 @@ class Engine:
     def _record(self, event: str, session: Session, action: str, reason: str | None) -> None:
         if self.config.log.traffic:
             self.traffic_log.write(traffic_record(event, session, self.names, action, reason))
+
+    def _watch_slowpath(self, witness: Witness | None) -> None:
+        self.slowpath.witness = witness
 
     def catch_up(self) -> None:
         """Count and log what the dispatch cache has begun or refused since the last time. Any thread."""

@@ -158,6 +158,8 @@ class Offload(threading.Thread):
             return "host"
         if session.c2s.proto not in OFFLOADED_PROTOCOLS:
             return "protocol"
+        if session.watched:
+            return "packet-diag"
         generation, reason = self._refused.get(session.id, (0, ""))
         return reason if generation == session.generation else "not-established"
 

@@ -1,6 +1,6 @@
 """Imports point down only.
 
-    cext < ffi < sessions < slowpath < ager, offload, rules < engine < control < __main__
+    cext < ffi < sessions < slowpath < ager, offload, rules, diag < engine < control < __main__
 
 Beside that line: policy, nat, alg, predict and the log formats are functions of data, and what an operator types talks
 to the daemon through client.
@@ -18,7 +18,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dataplane"
 
-LAYERS = [["ffi"], ["sessions"], ["slowpath"], ["ager", "offload", "rules"], ["engine"], ["control"], ["__main__"]]
+LAYERS = [
+    ["ffi"],
+    ["sessions"],
+    ["slowpath"],
+    ["ager", "offload", "rules", "diag"],
+    ["engine"],
+    ["control"],
+    ["__main__"],
+]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 PURE = {"policy", "nat", "alg", "predict", "logs"}
 OPERATOR = {"cli", "shell", "client", "web"}

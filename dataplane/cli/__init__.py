@@ -7,6 +7,7 @@ import click
 
 from dataplane.cli.base import Program
 from dataplane.cli.clear import clear
+from dataplane.cli.debug import debug
 from dataplane.cli.match import test_group
 from dataplane.cli.service import check, run
 from dataplane.cli.show import show
@@ -18,5 +19,5 @@ def main() -> None:
     """A session-based firewall."""
 
 
-for command in (run, check, show, clear, test_group):
+for command in (run, check, show, clear, test_group, debug):
     main.add_command(command)

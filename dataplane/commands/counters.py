@@ -28,7 +28,10 @@ class CounterCommands:
 
     def counter_global(self, arguments: Arguments) -> Generator[object, None, dict[str, object]]:
         wanted = parse_counter_filter(mapping(arguments.get("filter", {})))
-        rows, elapsed = self._engine.counters.rows(self._engine.table.counters(), wanted)
+        if wanted.packet_filter:
+            rows, elapsed = self._engine.diagnosis.counters.rows(self._engine.diagnosis.counted(), wanted)
+        else:
+            rows, elapsed = self._engine.counters.rows(self._engine.table.counters(), wanted)
         yield from rows
         return {"elapsed": elapsed}
 

@@ -131,7 +131,9 @@ class _Rules:
     def host_inbound(self, zone: int, proto: int, dport: int) -> bool:
         allowed = self._policy.host_inbound(zone, proto, dport)
         answer = "open" if allowed else "not open"
-        self._witness.tell(f"Host inbound of zone {self._witness.zone(zone)}: protocol {proto} port {dport} is {answer}")
+        self._witness.tell(
+            f"Host inbound of zone {self._witness.zone(zone)}: protocol {proto} port {dport} is {answer}"
+        )
         return allowed
 
     def _way(self, from_zone: int, to_zone: int) -> str:
