@@ -393,13 +393,13 @@ class SlowPath(threading.Thread):
 
     def _take(self, queued: Any) -> None:
         """Every packet gets exactly one verdict, whatever happens on the way to it."""
-        verdict, witness = queued.drop, self.witness
+        verdict, witness, repeated = queued.drop, self.witness, False
         if witness is not None:
             witness.begin(self._packet)
         try:
             if self._handle(queued, witness):
                 queued.set_mark(queued.get_mark() | MARK_SEEN)
-                verdict = queued.repeat
+                verdict, repeated = queued.repeat, True
         except Refused as refusal:
             self._table.count(refusal.counter)
         except InstallError:
@@ -409,7 +409,7 @@ class SlowPath(threading.Thread):
             if self._complaints.allows():
                 log.exception("a first packet could not be decided")
         if witness is not None:
-            self._testify(queued, witness, verdict != queued.drop)
+            self._testify(queued, witness, repeated)
         verdict()
 
     def _testify(self, queued: Any, witness: Witness, repeated: bool) -> None:

@@ -18,15 +18,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dataplane"
 
-LAYERS = [
-    ["ffi"],
-    ["sessions"],
-    ["slowpath"],
-    ["ager", "offload", "rules", "diag"],
-    ["engine"],
-    ["control"],
-    ["__main__"],
-]
+BESIDE = ["ager", "offload", "rules", "diag"]
+LAYERS = [["ffi"], ["sessions"], ["slowpath"], BESIDE, ["engine"], ["control"], ["__main__"]]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 PURE = {"policy", "nat", "alg", "predict", "logs"}
 OPERATOR = {"cli", "shell", "client", "web"}

@@ -12,7 +12,6 @@ from dataplane.cli.words import pairs
 from dataplane.client import request
 from dataplane.errors import UsageError
 
-PREFIX = "debug dataplane packet-diag"
 PLACES = filters.number(1, 4)  # of filters
 
 
@@ -48,7 +47,7 @@ def set_filter(words: tuple[str, ...], runtime_dir: Path) -> None:
     Keys: source, destination, source-port, destination-port, protocol, ingress-interface, as a packet comes in. The
     answers of its session are meant as well. While the filter is on, such sessions are not offloaded.
     """
-    _send(runtime_dir, "set filter", _switch(words) or _match(words))
+    _send(runtime_dir, "debug dataplane packet-diag set filter", _switch(words) or _match(words))
 
 
 @set_group.command("capture")
@@ -59,7 +58,7 @@ def set_capture(words: tuple[str, ...], runtime_dir: Path) -> None:
 
     Stages: receive, firewall, transmit, drop. They may share a file. Files of the same name are begun anew.
     """
-    _send(runtime_dir, "set capture", _switch(words) or _stage(words))
+    _send(runtime_dir, "debug dataplane packet-diag set capture", _switch(words) or _stage(words))
 
 
 @set_group.command("log")
@@ -67,7 +66,7 @@ def set_capture(words: tuple[str, ...], runtime_dir: Path) -> None:
 @runtime_dir_option
 def set_log(words: tuple[str, ...], runtime_dir: Path) -> None:
     """Choose the flow log, or switch it on or off."""
-    _send(runtime_dir, "set log", _switch(words) or _feature(words))
+    _send(runtime_dir, "debug dataplane packet-diag set log", _switch(words) or _feature(words))
 
 
 # ---- clear ----
@@ -83,7 +82,11 @@ def clear_group() -> None:
 @runtime_dir_option
 def clear_filter(index: str, runtime_dir: Path) -> None:
     """One filter, or every one."""
-    _send(runtime_dir, "clear", {"what": "filter", "index": None if index == "all" else _place(index)})
+    _send(
+        runtime_dir,
+        "debug dataplane packet-diag clear",
+        {"what": "filter", "index": None if index == "all" else _place(index)},
+    )
 
 
 @clear_group.command("capture")
@@ -92,21 +95,21 @@ def clear_filter(index: str, runtime_dir: Path) -> None:
 def clear_capture(which: str, runtime_dir: Path) -> None:
     """Every stage; files stay."""
     del which
-    _send(runtime_dir, "clear", {"what": "capture"})
+    _send(runtime_dir, "debug dataplane packet-diag clear", {"what": "capture"})
 
 
 @clear_group.command("log")
 @runtime_dir_option
 def clear_log(runtime_dir: Path) -> None:
     """The flow log and what it holds."""
-    _send(runtime_dir, "clear", {"what": "log"})
+    _send(runtime_dir, "debug dataplane packet-diag clear", {"what": "log"})
 
 
 @clear_group.command("all")
 @runtime_dir_option
 def clear_all(runtime_dir: Path) -> None:
     """Filters, stages and log."""
-    _send(runtime_dir, "clear", {"what": "all"})
+    _send(runtime_dir, "debug dataplane packet-diag clear", {"what": "all"})
 
 
 # ---- show ----
@@ -122,7 +125,7 @@ def show_group() -> None:
 @runtime_dir_option
 def show_setting(as_json: bool, runtime_dir: Path) -> None:
     """Filters, log and stages, with what was captured."""
-    emit_object(request(runtime_dir, f"{PREFIX} show setting", {}), text.diagnosis_setting, as_json)
+    emit_object(request(runtime_dir, "debug dataplane packet-diag show setting", {}), text.diagnosis_setting, as_json)
 
 
 @show_group.command("log")
@@ -130,14 +133,14 @@ def show_setting(as_json: bool, runtime_dir: Path) -> None:
 @runtime_dir_option
 def show_log(as_json: bool, runtime_dir: Path) -> None:
     """The flow log: what was decided about each packet, step by step."""
-    emit_list(request(runtime_dir, f"{PREFIX} show log", {}), text.diagnosis_log, as_json)
+    emit_list(request(runtime_dir, "debug dataplane packet-diag show log", {}), text.diagnosis_log, as_json)
 
 
 # ---- words ----
 
 
 def _send(runtime_dir: Path, command: str, arguments: dict[str, object]) -> None:
-    for row in request(runtime_dir, f"{PREFIX} {command}", arguments):
+    for row in request(runtime_dir, command, arguments):
         click.echo(" ".join(f"{key} {value}" for key, value in row.items()) if isinstance(row, dict) else row)
 
 

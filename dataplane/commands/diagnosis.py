@@ -4,24 +4,22 @@ from collections.abc import Callable, Iterator
 
 from dataplane.commands.arguments import Arguments, number
 from dataplane.control import Handler
-from dataplane.diag.diagnosis import FILTERS
+from dataplane.diag.diagnosis import FILTERS, Diagnosis
 from dataplane.engine import Engine
 from dataplane.errors import UsageError
 from dataplane.filters import parse_packet_filter, parse_stage
-
-PREFIX = "debug dataplane packet-diag"
 
 
 def handlers(engine: Engine) -> dict[str, Handler]:
     """Command -> handler."""
     commands = DiagnosisCommands(engine)
     return {
-        f"{PREFIX} set filter": commands.set_filter,
-        f"{PREFIX} set capture": commands.set_capture,
-        f"{PREFIX} set log": commands.set_log,
-        f"{PREFIX} clear": commands.clear,
-        f"{PREFIX} show setting": commands.show_setting,
-        f"{PREFIX} show log": commands.show_log,
+        "debug dataplane packet-diag set filter": commands.set_filter,
+        "debug dataplane packet-diag set capture": commands.set_capture,
+        "debug dataplane packet-diag set log": commands.set_log,
+        "debug dataplane packet-diag clear": commands.clear,
+        "debug dataplane packet-diag show setting": commands.show_setting,
+        "debug dataplane packet-diag show log": commands.show_log,
     }
 
 
@@ -29,7 +27,11 @@ class DiagnosisCommands:
     """The handlers, around one engine. Any thread. What is set is either switched, or described."""
 
     def __init__(self, engine: Engine) -> None:
-        self._diagnosis = engine.diagnosis
+        self._engine = engine
+
+    @property
+    def _diagnosis(self) -> Diagnosis:
+        return self._engine.diagnosis
 
     def set_filter(self, arguments: Arguments) -> Iterator[object]:
         """`match` and perhaps its `index`; else `on`."""

@@ -63,7 +63,7 @@ class Capture:
             verdict=record.verdict,
         )
 
-    def _append(self, blocks: bytes) -> None:
+    def _append(self, blocks: bytes | bytearray) -> None:
         """All of it or nothing: half a block would spoil the file."""
         left = memoryview(blocks)
         try:

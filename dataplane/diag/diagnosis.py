@@ -4,8 +4,9 @@
         capture on ──► copies go to files, each stage until it has had enough
         log on     ──► the stories of packets are kept, the first MAX_STORIES of them
 
-While the filter is on, sessions that it means are not offloaded; when it goes off they may be again. Nothing is captured
-or traced without a filter, so switching it off ends both. What cannot be written ends the capture, and nothing else.
+While the filter is on, sessions that it means are not offloaded; when it goes off they may be again. Nothing is
+captured or traced without a filter, so switching it off ends both. What cannot be written ends the capture, and nothing
+else.
 
 The thread lives while the filter is on. Settings are changed and records are dealt with under one lock.
 """
@@ -158,8 +159,7 @@ class Diagnosis:
         """0: any interface."""
         if wanted.ingress_interface is None:
             return 0
-        index = self._names.interface_index(wanted.ingress_interface)
-        return NO_INTERFACE if not index else index
+        return self._names.interface_index(wanted.ingress_interface) or NO_INTERFACE
 
     # ---- capture ----
 
@@ -296,8 +296,8 @@ class Diagnosis:
 
     def counted(self) -> dict[str, int]:
         """The global counters of the packets that the filters mean, since the filter was switched on."""
-        counter = self._status().counter
-        return {name: counter[i] for i, name in enumerate(COUNTERS[: lib.COUNTERS]) if name != "drops_end"}
+        status = self._status()
+        return {name: status.counter[i] for i, name in enumerate(COUNTERS[: lib.COUNTERS]) if name != "drops_end"}
 
     def setting(self) -> dict[str, Any]:
         """`show setting --json`."""

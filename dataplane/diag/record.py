@@ -26,7 +26,7 @@ TCP_STATES = tuple(
 )
 VERDICTS = {
     lib.VERDICT_ACCEPT: "accept",
-    lib.VERDICT_REWRITTEN: "accept, rewritten",
+    lib.VERDICT_REWRITTEN: "accept",
     lib.VERDICT_PUNT: "slow path",
     lib.VERDICT_INSPECT: "inspection",
     lib.VERDICT_DROP: "drop",
@@ -58,6 +58,7 @@ class Record(NamedTuple):
     filter: int  # 0: its session is watched
     slow: bool
     verdict: str  # empty: not known yet
+    rewritten: bool
     direction: int
     state: str
     tcp_before: str
@@ -106,6 +107,7 @@ def _record(v: dict[str, Any], data: bytes) -> Record:
         filter=v["filter"],
         slow=bool(v["slow"]),
         verdict=VERDICTS.get(v["verdict"], ""),
+        rewritten=v["verdict"] == lib.VERDICT_REWRITTEN,
         direction=v["dir"],
         state=STATES[v["state"]],
         tcp_before=TCP_STATES[v["tcp_before"]],

@@ -73,9 +73,10 @@ def _received(record: Record, names: Names) -> str:
 
 
 def _info(record: Record) -> str:
-    if not record.parsed:
-        return f"Packet info: len {record.length}, not well-formed"
     key = record.key
+    if not record.parsed:
+        known = f", ttl {record.hops}, {endpoints(key)}" if key.family else ""
+        return f"Packet info: len {record.length}{known}, not well-formed"
     what = PROTOCOLS.get(key.proto, f"protocol {key.proto}")
     if record.tcp_flags:
         flags = "+".join(name for name, bit in TCP_FLAGS.items() if record.tcp_flags & bit)
@@ -102,7 +103,7 @@ def _looked_up(record: Record, names: Names) -> Iterator[str]:
         return
     if record.tcp_flags and not record.mark & lib.MARK_TRACKED:
         yield f"TCP: {_tracked(record)}"
-    if record.verdict.startswith("accept"):
+    if record.verdict == "accept":
         yield from _translated(record)
 
 
@@ -137,8 +138,8 @@ def _set_up(record: Record, names: Names) -> Iterator[str]:
         return
     if record.flags & (lib.FLAG_SNAT | lib.FLAG_DNAT):
         yield f"Translation: {endpoints(record.key)} becomes {endpoints(record.out)}"
-    to = names.interface(record.egress) or "the firewall itself"
-    yield f"Allocated session {record.session}: egress {to}, zone {names.zone(record.out.zone)}, {_rules(record, names)}"
+    to = f"{names.interface(record.egress) or 'the firewall itself'}, zone {names.zone(record.out.zone)}"
+    yield f"Allocated session {record.session}: egress {to}, {_rules(record, names)}"
 
 
 def _verdict(record: Record, names: Names) -> str:
@@ -149,4 +150,5 @@ def _verdict(record: Record, names: Names) -> str:
     if record.verdict in ("slow path", "inspection"):
         return f"Verdict: handed to the slow path{' for inspection' if record.verdict == 'inspection' else ''}"
     leaves = (record.egress, record.ingress)[record.direction] if record.session is not None else 0
-    return f"Verdict: {record.verdict}{f', leaves by {names.interface(leaves)}' if leaves else ''}"
+    rewritten = ", rewritten" if record.rewritten else ""
+    return f"Verdict: {record.verdict}{rewritten}{f', leaves by {names.interface(leaves)}' if leaves else ''}"

@@ -47,7 +47,8 @@ def _stage(row: Json) -> Iterator[str]:
     state = row["error"] or ("complete" if row["complete"] else None)
     yield f"  Stage {row['stage']:<18}:  file {row['file']}{f', {state}' if state else ''}"
     yield f"    Captured:     packets - {row['packets']:<10} bytes - {row['bytes']:<10} lost - {row['lost']}"
-    yield f"    Maximum:      packets - {row['packet_count']:<10} bytes - {row['byte_count']:<10} snaplen - {row['snaplen']}"
+    most = f"packets - {row['packet_count']:<10} bytes - {row['byte_count']:<10} snaplen - {row['snaplen']}"
+    yield f"    Maximum:      {most}"
 
 
 def _yes_no(value: bool) -> str:
