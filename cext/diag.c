@@ -87,7 +87,7 @@ static bool filter_means(const struct diag_filter *f, const struct flow_key *key
 	return f->used && address_in_range(key->src, f->source[0], f->source[1]) &&
 	       address_in_range(key->dst, f->destination[0], f->destination[1]) && (!f->sport || f->sport == key->sport) &&
 	       (!f->dport || f->dport == key->dport) && (!f->proto || f->proto == key->proto) &&
-	       (!f->ifindex || f->ifindex == ifindex);
+	       (!f->family || f->family == key->family) && (!f->ifindex || f->ifindex == ifindex);
 }
 
 /* The first filter that means it, from 1; 0: none does. */

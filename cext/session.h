@@ -535,15 +535,17 @@ enum counter {
 	COUNTERS,
 };
 
-/* Packets that are diagnosed.  Ports in network order; 0 is any, as it is of protocol and interface. */
+/* Packets that are diagnosed.  Ports in network order; 0 is any, as it is of protocol,
+ * family and interface. */
 struct diag_filter {
 	uint8_t  source[2][16];      /* first and last address, compared as bytes */
 	uint8_t  destination[2][16];
 	uint16_t sport;
 	uint16_t dport;
 	uint8_t  proto;
+	uint8_t  family;
 	uint8_t  used;               /* 0: this place is empty */
-	uint16_t reserved;
+	uint8_t  reserved;
 	uint32_t ifindex;            /* ingress */
 };
 

@@ -70,6 +70,12 @@ class PacketFilter:
     protocol: int | None = None
     ingress_interface: str | None = None
 
+    @property
+    def is_ipv4(self) -> bool | None:
+        """None: of either family."""
+        named = self.source or self.destination
+        return None if named is None else _is_ipv4(named[0])
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -108,7 +114,10 @@ def parse_packet_filter(pairs: object) -> PacketFilter:
     """The packet filter that KEY VALUE pairs spell; UsageError for an unknown key, an impossible value, or no pair."""
     if not pairs:
         raise UsageError(f"match: KEY VALUE pairs must follow; known: {' '.join(PACKET_KEYS)}")
-    return PacketFilter(**_values("match", pairs, PACKET_KEYS))
+    wanted = PacketFilter(**_values("match", pairs, PACKET_KEYS))
+    if wanted.source and wanted.destination and _is_ipv4(wanted.source[0]) != _is_ipv4(wanted.destination[0]):
+        raise UsageError("source and destination are of different families")
+    return wanted
 
 
 def parse_stage(pairs: object) -> Stage:

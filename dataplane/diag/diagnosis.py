@@ -456,5 +456,6 @@ def _fill(target: Any, wanted: PacketFilter, ifindex: int) -> None:
             getattr(target, field)[i] = address.to_bytes(16)
     target.sport, target.dport = (socket.htons(port or 0) for port in (wanted.source_port, wanted.destination_port))
     target.proto = wanted.protocol or 0
+    target.family = {None: 0, True: 4, False: 6}[wanted.is_ipv4]
     target.ifindex = ifindex
     target.used = 1
