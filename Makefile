@@ -10,7 +10,7 @@ BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables
 	clang libbpf-dev libelf-dev
 FUZZ_PACKAGES  := clang libclang-rt-14-dev
 TEST_PACKAGES  := conntrack coturn curl ethtool iperf3 iputils-ping iputils-tracepath lftp netcat-openbsd sip-tester stun-client \
-	tcpdump tftp-hpa tftpd-hpa traceroute vsftpd
+	tcpdump tftp-hpa tftpd-hpa traceroute tshark vsftpd
 # What `make bench` compares with. Of openvswitch-switch the programs alone: installed it would be a running service.
 BENCH_PACKAGES := libdpdk-dev openvswitch-common pkg-config
 BENCH_UNPACKED := openvswitch-switch

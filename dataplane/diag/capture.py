@@ -28,8 +28,12 @@ class Capture:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file = _open(directory, name)
+        except OSError as error:
+            raise DataplaneError(f"{self.path}: {error.strerror or error}") from error
+        try:
             self._append(pcapng.section("dataplane", about))
         except OSError as error:
+            self.close()
             raise DataplaneError(f"{self.path}: {error.strerror or error}") from error
 
     def write(self, records: Iterable[Record], snaplens: Sequence[int]) -> None:

@@ -91,10 +91,11 @@ class _Routes:
     def _answer(self, route: Route | None) -> str:
         if route is None:
             return "has no route"
+        place = self._witness.place(route.ifindex, self._world)
         if route.kind != "unicast":
-            return f"is {route.kind}"
+            return f"is {route.kind} on {place}" if route.ifindex else f"is {route.kind}"
         gateway = "" if route.gateway is None else f" by gateway {address_text(route.gateway)}"
-        return f"is routed to {self._witness.place(route.ifindex, self._world)}{gateway}"
+        return f"is routed to {place}{gateway}"
 
 
 class _Rules:
