@@ -38,7 +38,8 @@ struct diag {
 	uint32_t on;              /* a bit for each stage that takes records */
 	struct diag_filter filter[DIAG_FILTERS];
 	struct diag_limit limit[DIAG_STAGES];
-	struct diag_status status;
+	struct diag_status status;    /* but for its counters */
+	uint64_t counter[COUNTERS];   /* of what is meant; added to atomically */
 	uint64_t head;            /* of the ring; both only grow */
 	uint64_t tail;            /* written by the reader */
 	uint8_t *ring;
@@ -144,9 +145,9 @@ bool diag_begin(struct table *t, const struct diag_filter *filters)
 		return false;
 	spin_lock(&t->diag->lock);
 	memcpy(t->diag->filter, filters, sizeof(t->diag->filter));
-	if (!t->watching)
-		memset(t->diag->status.counter, 0, COUNTER_WORDS);
 	spin_unlock(&t->diag->lock);
+	for (uint32_t i = 0; i < COUNTERS && !t->watching; i++)
+		__atomic_store_n(&t->diag->counter[i], 0, __ATOMIC_RELAXED);
 	__atomic_store_n(&t->watching, 1, __ATOMIC_RELEASE);
 	sweep(t, true, true);
 	return true;
@@ -243,9 +244,8 @@ static void put(struct diag *d, enum diag_stage stage, struct diag_record *recor
 	if (!r)
 		return;
 	record->stage = stage;
-	record->size = size;
-	record->ready = READY_NOT;
-	memcpy(r, record, sizeof(*r));
+	r->size = size;
+	memcpy(&r->when, &record->when, sizeof(*r) - offsetof(struct diag_record, when));
 	if (record->copied)
 		memcpy(r + 1, data, record->copied);
 	__atomic_store_n(&r->ready, READY_RECORD, __ATOMIC_RELEASE);
@@ -258,9 +258,9 @@ uint32_t diag_read(struct table *t, uint8_t *out, uint32_t size)
 
 	while (d && d->tail != __atomic_load_n(&d->head, __ATOMIC_ACQUIRE)) {
 		struct diag_record *r = record_at(d, d->tail);
-		uint32_t ready = __atomic_load_n(&r->ready, __ATOMIC_ACQUIRE), n = r->size;
+		uint32_t ready = __atomic_load_n(&r->ready, __ATOMIC_ACQUIRE), n = ready ? r->size : 0;
 
-		if (!ready || (ready == READY_RECORD && n > size - used))
+		if (ready == READY_NOT || (ready == READY_RECORD && n > size - used))
 			break;
 		if (ready == READY_RECORD) {
 			memcpy(out + used, r, n);
@@ -296,6 +296,8 @@ void diag_read_status(struct table *t, struct diag_status *status)
 	spin_lock(&t->diag->lock);
 	*status = t->diag->status;
 	spin_unlock(&t->diag->lock);
+	for (uint32_t i = 0; i < COUNTERS; i++)
+		status->counter[i] = __atomic_load_n(&t->diag->counter[i], __ATOMIC_RELAXED);
 }
 
 /* ---- one packet ---- */
@@ -398,7 +400,7 @@ static void count_apart(struct watch *w)
 		w->counter[PKT_SENT]++;
 	for (uint32_t i = 0; i < COUNTERS; i++)
 		if (w->counter[i])
-			__atomic_fetch_add(&w->diag->status.counter[i], w->counter[i], __ATOMIC_RELAXED);
+			__atomic_fetch_add(&w->diag->counter[i], w->counter[i], __ATOMIC_RELAXED);
 }
 
 /* The fast path may change the bytes, and they are wanted as they came. */
