@@ -127,7 +127,7 @@ class Engine:
 
     def stop(self) -> None:
         """Take everything back, last step first; sessions that are alive end and are logged."""
-        self.diagnosis.clear_all()
+        self.diagnosis.stop()
         while self._undo:
             try:
                 self._undo.pop()()

@@ -36,6 +36,7 @@ FILTERS: int = lib.DIAG_FILTERS
 BUFFER = 1 << 20  # bytes of records taken from C at once
 INTERVAL = 0.05  # seconds between two looks into the ring
 MARK_AGAIN = 4  # looks after which a burst that was under way when the filters came is over
+STOP_TIMEOUT = 5.0  # seconds
 MAX_STORIES = 10_000
 STORY_ROOM = 4096  # bytes of what the slow path has to tell
 NO_INTERFACE = 0xFFFFFFFF  # an index that nothing has
@@ -288,8 +289,14 @@ class Diagnosis:
 
     # ---- everything ----
 
+    def stop(self) -> None:
+        """The daemon ends; a disk that hangs cannot keep it."""
+        clearing = threading.Thread(target=self.clear_all, name="packet-diag-end", daemon=True)
+        clearing.start()
+        clearing.join(STOP_TIMEOUT)
+
     def clear_all(self) -> None:
-        """As if nothing had ever been set. The daemon's end is the same."""
+        """As if nothing had ever been set."""
         self.clear_filter()
         self.clear_capture()
         self.clear_log()

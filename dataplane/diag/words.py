@@ -46,7 +46,7 @@ def story(record: Record, names: Names) -> list[str]:
     """The steps of one packet in one path."""
     steps = [_received(record, names), _info(record)]
     if record.slow:
-        steps += record.data.decode().splitlines()
+        steps += record.data.decode(errors="replace").splitlines()
         steps += _set_up(record, names)
     else:
         steps += _looked_up(record, names)
@@ -129,7 +129,13 @@ def _translated(record: Record) -> Iterator[str]:
 
 def _set_up(record: Record, names: Names) -> Iterator[str]:
     """What the slow path has installed; its reasons came before."""
-    if record.session is None or not record.begun:
+    if record.session is None:
+        return
+    if record.mark & lib.MARK_TRACKED:
+        yield f"Inspection: session {record.session}, read by an application layer gateway"
+        return
+    if not record.begun:
+        yield f"Flow lookup: session {record.session}, installed since the fast path looked"
         return
     if record.parent:
         yield f"Predict lookup: announced by session {record.parent}"

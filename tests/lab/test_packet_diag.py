@@ -559,7 +559,9 @@ def test_the_story_of_a_predicted_flow(lab, firewall):
         number = sessions(firewall, destination_port=69)[0]["id"]
         data.sendto(b"\0\x03\0\x01x", peer)
         assert client.recv(100)
-    told = stories(firewall, "slow")[-1]
+    asked, read, told = stories(firewall, "slow")
+    assert f"Allocated session {number}: egress out0, zone untrust, rule 'out', NAT rule 'hidden-4'" in asked
+    assert f"Inspection: session {number}, read by an application layer gateway" in read
     assert f"Predict lookup: announced by session {number}" in told
 
 
