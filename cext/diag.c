@@ -36,6 +36,7 @@ enum ready { READY_NOT, READY_RECORD, READY_PADDING };
 struct diag {
 	uint32_t lock;            /* guards all but the bytes of the ring, and what is the slow path's */
 	uint32_t on;              /* a bit for each stage that takes records */
+	uint32_t longest;         /* copy that any of them takes */
 	struct diag_filter filter[DIAG_FILTERS];
 	struct diag_limit limit[DIAG_STAGES];
 	struct diag_status status;    /* but for its counters */
@@ -182,9 +183,21 @@ static bool stage_is_on(const struct diag *d, enum diag_stage stage)
 	return __atomic_load_n(&d->on, __ATOMIC_RELAXED) >> stage & 1;
 }
 
+/* The lock is held. */
+static void stage_switch(struct diag *d, enum diag_stage stage, bool on)
+{
+	uint32_t longest = 0;
+
+	__atomic_store_n(&d->on, on ? d->on | 1u << stage : d->on & ~(1u << stage), __ATOMIC_RELAXED);
+	for (int i = 0; i < DIAG_TRACE; i++)
+		if (stage_is_on(d, i) && d->limit[i].snaplen > longest)
+			longest = d->limit[i].snaplen;
+	__atomic_store_n(&d->longest, longest, __ATOMIC_RELAXED);
+}
+
 static void stage_stop(struct diag *d, enum diag_stage stage)
 {
-	__atomic_and_fetch(&d->on, ~(1u << stage), __ATOMIC_RELAXED);
+	stage_switch(d, stage, false);
 	d->status.stopped[stage] = 1;
 }
 
@@ -278,13 +291,12 @@ void diag_set_stage(struct table *t, uint32_t stage, const struct diag_limit *li
 
 	assert(d && stage < DIAG_STAGES && limit->snaplen <= DIAG_SNAPLEN);
 	spin_lock(&d->lock);
-	__atomic_and_fetch(&d->on, ~(1u << stage), __ATOMIC_RELAXED);
 	if (limit->packets) {
 		d->limit[stage] = *limit;
 		d->status.packets[stage] = d->status.bytes[stage] = d->status.lost[stage] = 0;
 		d->status.stopped[stage] = 0;
-		__atomic_or_fetch(&d->on, 1u << stage, __ATOMIC_RELAXED);
 	}
+	stage_switch(d, stage, limit->packets);
 	spin_unlock(&d->lock);
 }
 
@@ -403,10 +415,12 @@ static void count_apart(struct watch *w)
 			__atomic_fetch_add(&w->diag->counter[i], w->counter[i], __ATOMIC_RELAXED);
 }
 
-/* The fast path may change the bytes, and they are wanted as they came. */
+/* The fast path may change the bytes, and they are wanted as they came: as many as anybody takes. */
 static void keep(struct watch *w, const struct burst *b)
 {
-	w->came_len = w->pkt->len < DIAG_SNAPLEN ? w->pkt->len : DIAG_SNAPLEN;
+	uint32_t longest = __atomic_load_n(&w->diag->longest, __ATOMIC_RELAXED);
+
+	w->came_len = w->pkt->len < longest ? w->pkt->len : longest;
 	memcpy(w->diag->came[b->shard], w->pkt->data, w->came_len);
 	w->came = w->diag->came[b->shard];
 }

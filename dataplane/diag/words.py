@@ -4,6 +4,7 @@ The flow log speaks as PAN-OS's `flow basic` does: each stanza is one packet in 
 which things were looked at.
 """
 
+import re
 from collections.abc import Iterator
 
 from dataplane.counters import DESCRIPTIONS
@@ -18,6 +19,7 @@ PROTOCOLS = {ICMP: "ICMP", TCP: "TCP", UDP: "UDP", ICMPV6: "ICMPv6"}
 PORTLESS = (ICMP, ICMPV6)
 TCP_FLAGS = {"SYN": 2, "FIN": 1, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32}
 DIRECTIONS = ("c2s", "s2c")
+PLAIN = re.compile(r'[^\s"=]+')  # what needs no quotes in a comment
 
 
 def comment(record: Record, names: Names) -> str:
@@ -38,8 +40,7 @@ def comment(record: Record, names: Names) -> str:
 
 
 def _quoted(text: str) -> str:
-    plain = text and not any(character.isspace() or character in '"=' for character in text)
-    return text if plain else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return text if PLAIN.fullmatch(text) else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def story(record: Record, names: Names) -> list[str]:
