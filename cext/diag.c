@@ -431,12 +431,20 @@ static bool is_new(const struct packet *pkt)
 	return !(pkt->mark & (MARK_SEEN | MARK_TRACKED));
 }
 
+/* The interface by which it leaves; 0: it is for the firewall itself, or only the kernel knows. */
+static uint32_t egress_of(const struct packet *pkt, const struct diag_record *r)
+{
+	if (pkt->hook == HOOK_OUTPUT)
+		return pkt->ifindex;
+	if (!r->session)
+		return 0;
+	return r->dir ? r->ingress : r->egress;
+}
+
 static void put_transmitted(struct watch *w)
 {
-	struct diag_record *r = &w->record;
-
-	r->ifindex = w->pkt->hook == HOOK_OUTPUT ? w->pkt->ifindex : r->session ? (r->dir ? r->ingress : r->egress) : 0;
-	put(w->diag, DIAG_TRANSMIT, r, w->pkt->data, w->pkt->len);
+	w->record.ifindex = egress_of(w->pkt, &w->record);
+	put(w->diag, DIAG_TRANSMIT, &w->record, w->pkt->data, w->pkt->len);
 }
 
 /* What became of it.  Packets that go to the slow path are copied when they come back. */

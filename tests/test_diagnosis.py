@@ -257,6 +257,15 @@ def test_nothing_but_a_plain_file_is_written_to(bench, tmp_path, kind):
     assert not bench.setting()["capture"]["enabled"]
 
 
+def test_the_directory_is_no_way_elsewhere(bench, tmp_path):
+    """Nor is it followed where it is a link."""
+    (tmp_path / "elsewhere").mkdir()
+    bench.directory.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataplaneError, match="packet-diag"):
+        bench.filters(protocol="17").captures("receive")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_a_full_disk_ends_the_capture_with_a_whole_file(bench, monkeypatch):
     """Half a block is taken back; the settings name the error, and everything else goes on."""
     bench.filters(protocol="17").captures("receive")

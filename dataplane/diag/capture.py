@@ -81,7 +81,7 @@ class Capture:
 
 def _open(directory: Path, name: str) -> int:
     """The file, empty and root's alone; OSError where something else than a plain file of one name lies there."""
-    at = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    at = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         file = os.open(name, flags, 0o600, dir_fd=at)

@@ -444,6 +444,19 @@ def test_what_a_killed_daemon_has_captured_can_be_read():
         assert setting(firewall)["filter"]["filters"] == []
 
 
+def test_a_capture_under_way_ends_with_the_daemon():
+    """It stops as if nothing were watched, and the file is whole."""
+    with Lab() as lab, lab.firewall(denying()) as firewall:
+        with datagrams(lab, firewall, V4) as talk:
+            watch(firewall, source=CLIENT)
+            trace(firewall)
+            capture(firewall)
+            talk.exchange()
+        firewall.stop()
+        assert len(tshark(path_of(firewall))) == 6
+        firewall.start()
+
+
 # ---- the flow log ----
 
 
@@ -487,6 +500,25 @@ def test_the_story_of_a_destination_that_is_translated(lab, firewall):
     (told,) = stories(firewall, "slow")
     assert f"Forwarding lookup: {VIRTUAL} is local on out0 (zone untrust)" in told
     assert f"Forwarding lookup of the translated destination: {SERVER} is routed to out0 (zone untrust)" in told
+
+
+def test_the_story_of_a_session_that_a_worker_begins():
+    """Its class is decided: the slow path is not asked, and the first packet passes every stage at once."""
+    with Lab() as lab, lab.firewall(config(**{"dispatch-cache": True, "queue": {}})) as firewall:
+        watch(firewall, destination_port=HIDDEN)
+        with lab.udp("server", HIDDEN) as server, lab.udp("client") as first, lab.udp("client") as second:
+            first.sendto(b"question", (SERVER, HIDDEN))
+            server.recvfrom(100)
+            trace(firewall)
+            capture(firewall)
+            second.sendto(b"question", (SERVER, HIDDEN))
+            server.recvfrom(100)
+            number = session_of(firewall, second, destination_port=HIDDEN)["id"]
+        assert stories(firewall, "slow") == []
+        (told,) = stories(firewall, "fast")
+        begun = f"session {number} begun by rule 'out', NAT rule 'hidden-4'"
+        assert f"Dispatch cache: its class is decided, {begun}" in told
+        assert [packet["stage"] for packet in captured(firewall)] == ["receive", "firewall", "transmit"]
 
 
 @pytest.mark.parametrize(
