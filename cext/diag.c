@@ -406,13 +406,14 @@ static void settle(const struct watch *w, const struct burst *b)
 			count_in(b->counter, i, w->counter[i]);
 }
 
-static void count_apart(struct watch *w)
+/* What was counted for a packet that is meant; that it is sent the worker will count. */
+static void count_apart(const struct watch *w)
 {
-	if (w->record.verdict == VERDICT_ACCEPT || w->record.verdict == VERDICT_REWRITTEN)
-		w->counter[PKT_SENT]++;
 	for (uint32_t i = 0; i < COUNTERS; i++)
 		if (w->counter[i])
 			__atomic_fetch_add(&w->diag->counter[i], w->counter[i], __ATOMIC_RELAXED);
+	if (w->record.verdict == VERDICT_ACCEPT || w->record.verdict == VERDICT_REWRITTEN)
+		__atomic_fetch_add(&w->diag->counter[PKT_SENT], 1, __ATOMIC_RELAXED);
 }
 
 /* The fast path may change the bytes, and they are wanted as they came: as many as anybody takes. */

@@ -268,6 +268,7 @@ def test_counters_of_the_packets_that_are_meant(firewall):
     assert firewall.counted()["pkt_recv"] == 3  # the first one came round
     assert firewall.counted()["pkt_sent"] == 2
     assert firewall.counters()["pkt_recv"] - before["pkt_recv"] == 5
+    assert firewall.counters()["pkt_sent"] == 0  # which the worker counts, when it answers
     lib.diag_end(firewall.table)
     firewall.watches({"source": "10.0.0.5"})
     assert firewall.counted() == {}

@@ -17,7 +17,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.packet import Raw
 
 from dataplane.errors import DataplaneError
-from tests.lab.console import ask, attempt, port, rule, session_of, sessions, zones
+from tests.lab.console import ask, attempt, counters, port, rule, session_of, sessions, zones
 from tests.lab.disks import small_disk
 from tests.lab.firewall import Firewall
 from tests.lab.lab import CLIENT, CLIENT6, IN0, OUT0, SERVER, Lab, poll
@@ -175,8 +175,10 @@ def test_a_translated_exchange_at_every_stage(lab, firewall):
     with datagrams(lab, firewall, V4) as talk:
         watch(firewall, source=CLIENT, destination=SERVER)
         capture(firewall)
+        before = counters(firewall)
         talk.exchange()
         number = str(talk.session()["id"])
+        assert [counters(firewall)[name] - before[name] for name in ("pkt_recv", "pkt_sent")] == [2, 2]
     seen = captured(firewall)
     assert [(p["stage"], p["direction"], p["frame.interface_name"], p["ip.src"], p["ip.dst"]) for p in seen] == [
         ("receive", "c2s", "in0", CLIENT, SERVER),
