@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,11 +35,13 @@ from tests.lab.offloaded import (
     connection,
     datagrams,
 )
+from tests.lab.witness import stopped
 
 DENIED, RESET, IPERF = 81, 82, 5201  # ports
 PACKET_DIAG = "debug dataplane packet-diag"
 STAGES = ("receive", "firewall", "transmit", "drop")
 FIELDS = ("frame.comment", "frame.interface_name", "frame.verdict.hw", "frame.len", "frame.cap_len", "ip.src", "ip.dst")
+LATE = 1.3  # seconds; a packet may wait for one
 MUCH = 64000  # bytes that one send() hands to the device
 STRANGER = "10.2.0.77"  # an address of the other side
 
@@ -255,6 +258,20 @@ def test_a_dropped_packet_has_its_reason(lab, firewall, reason, packet):
     assert (dropped["reason"], dropped["frame.interface_name"]) == (reason, "in0")
 
 
+def test_a_packet_that_waited_too_long(lab, firewall):
+    """It is dropped unread, and yet its session is known."""
+    with datagrams(lab, firewall, V4) as talk:
+        watch(firewall, source=CLIENT)
+        capture(firewall, "drop")
+        number = str(talk.session()["id"])
+        with stopped(firewall):
+            talk.client.send(b"old")
+            time.sleep(LATE)  # the condition is time itself: nothing can be polled for
+        poll(lambda: stage_of(firewall, "drop")["packets"], 5, "the drop")
+    (dropped,) = captured(firewall)
+    assert (dropped["reason"], dropped["session"]) == ("flow_queued_too_long", number)
+
+
 def test_an_error_about_a_watched_session(lab, firewall):
     """The firewall's own kernel tells the client that the time to live is over: translated, and seen."""
     with datagrams(lab, firewall, V4) as talk:
@@ -406,6 +423,27 @@ def test_a_bound_under_load(lab, firewall):
     for stage in ("receive", "transmit"):
         assert (stage_of(firewall, stage)["packets"], stage_of(firewall, stage)["complete"]) == (500, True)
     assert len(tshark(path_of(firewall))) == 1000
+
+
+def test_everything_is_switched_while_a_stream_runs(lab, firewall):
+    """Filter, capture and log on and off as fast as they can be: the stream and the daemon do not mind."""
+    before = counters(firewall)
+    with stream(lab, 3) as running:
+        rounds = 0
+        while not running.done():
+            watch(firewall, destination_port=IPERF)
+            capture(firewall, packet_count=100)
+            trace(firewall)
+            diag(firewall, "set capture", on=False)
+            diag(firewall, "clear", what="all")
+            rounds += 1
+        assert running.result().returncode == 0
+    assert rounds > 5
+    after = counters(firewall)
+    wrong = [
+        name for name in ("tcp_drop_out_of_wnd", "tcp_drop_state", "flow_marked_miss") if after[name] > before[name]
+    ]
+    assert wrong == []
 
 
 def test_a_full_disk_ends_the_capture_and_nothing_else():
