@@ -10,7 +10,7 @@ BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables
 	clang libbpf-dev libelf-dev
 FUZZ_PACKAGES  := clang libclang-rt-14-dev
 TEST_PACKAGES  := conntrack coturn curl ethtool fish iperf3 iputils-ping iputils-tracepath lftp mandoc netcat-openbsd \
-	procps sip-tester stun-client tcpdump tftp-hpa tftpd-hpa traceroute vsftpd zsh
+	procps sip-tester stun-client tcpdump tftp-hpa tftpd-hpa traceroute tshark vsftpd zsh
 # Of prometheus promtool alone: installed it would be a running service. The tests go on without it.
 TEST_UNPACKED  := prometheus
 # What `make bench` compares with. Of openvswitch-switch the programs alone: installed it would be a running service.

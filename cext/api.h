@@ -135,3 +135,20 @@ int worker_run(struct worker *w);
 uint64_t worker_turns(const struct worker *w);            /* grows several times a second while it runs */
 void worker_stop(struct worker *w);
 void worker_close(struct worker *w);
+
+/* Packet diagnosis: see diag.c.  diag_begin(): from the next burst on these filters hold, in place of those before, and
+ * the sessions that they mean are watched; false: no memory.  Its callers are kept apart by Python. */
+bool diag_begin(struct table *t, const struct diag_filter *filters);     /* DIAG_FILTERS of them */
+void diag_end(struct table *t);                           /* nothing is watched any more */
+/* Marks what the filters mean among the sessions that are there; how many are watched now. */
+uint32_t diag_mark(struct table *t);
+/* The stage counts from 0 again; a limit of 0 packets stops it instead, and its counts stay. */
+void diag_set_stage(struct table *t, uint32_t stage, const struct diag_limit *limit);
+void diag_read_status(struct table *t, struct diag_status *status);
+/* Whole records, struct diag_record and what follows it, at most `size` bytes; how many.  One thread only.  `size` is at
+ * least that of the longest record. */
+uint32_t diag_read(struct table *t, uint8_t *out, uint32_t size);
+/* Around a packet in the slow path, for its thread alone.  After diag_slow_begin() said true it fills in pkt->data and
+ * pkt->len, parsed or not; `story` is what it has decided, in words, for the flow log. */
+bool diag_slow_begin(struct table *t, struct packet *pkt);
+void diag_slow_end(struct table *t, struct packet *pkt, bool repeated, const uint8_t *story, uint32_t len);

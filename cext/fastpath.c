@@ -346,11 +346,22 @@ enum verdict fastpath_decide(struct packet *pkt, const struct burst *b)
 	return v == VERDICT_PUNT ? begin(pkt, b) : v;
 }
 
+/* The session that claims a parsed packet, or whose packet it quotes: for who only wants to know. */
+struct session *fastpath_find(const struct packet *pkt, const struct burst *b, int *dir)
+{
+	if (pkt->kind == PACKET_LINK_CONTROL)
+		return NULL;
+	return pkt->kind == PACKET_ICMP_ERROR ? find_quoted(pkt, b, dir) : find(pkt, b, dir);
+}
+
 enum verdict fastpath_take(struct table *t, uint32_t shard, struct packet *pkt, uint32_t now)
 {
 	struct burst b = {.table = t, .counter = t->counter[shard], .shard = shard, .now = now};
-	enum verdict v = fastpath_parse(pkt, &b);
+	enum verdict v;
 
+	if (diag_is_on(t))
+		return diag_take(pkt, &b, COUNTERS);
+	v = fastpath_parse(pkt, &b);
 	return v == VERDICT_CONTINUE ? fastpath_decide(pkt, &b) : v;
 }
 

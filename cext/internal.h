@@ -12,6 +12,7 @@ struct table;
 struct worker;
 struct program;
 struct top_mark;
+struct diag;
 #include "session.h"
 #include "api.h"
 
@@ -75,7 +76,7 @@ struct offload {
 	struct offers *offers;        /* by shard */
 };
 
-#define OFFLOAD_NEVER (FLAG_HOST | FLAG_ONE_WAY | FLAG_INSPECTED | FLAG_ADJUSTED | FLAG_OFFLOADED)
+#define OFFLOAD_NEVER (FLAG_HOST | FLAG_ONE_WAY | FLAG_INSPECTED | FLAG_ADJUSTED | FLAG_OFFLOADED | FLAG_WATCHED)
 
 struct origin_list {
 	uint32_t lock;
@@ -133,6 +134,8 @@ struct table {
 
 	uint32_t adjust_owner[MAX_ADJUSTED];   /* session id; 0: free */
 	struct offload *offload;  /* of this process, and so no part of what may lie anywhere; NULL: nothing is offloaded */
+	struct diag *diag;        /* the same; NULL: nothing was ever diagnosed */
+	uint32_t watching;        /* 1: packets are diagnosed.  All that a burst asks while they are not */
 
 	struct zone_map zones;
 	struct origin_list origins;
@@ -354,5 +357,15 @@ void offload_forget(struct table *t, struct session *s);
 /* The two halves of a packet's way: what it is (CONTINUE: pkt->key and its hash are known), and what becomes of it. */
 enum verdict fastpath_parse(struct packet *pkt, const struct burst *b);
 enum verdict fastpath_decide(struct packet *pkt, const struct burst *b);
+struct session *fastpath_find(const struct packet *pkt, const struct burst *b, int *dir);   /* locked, or NULL */
+
+/* diag.c */
+enum verdict diag_take(struct packet *pkt, const struct burst *b, enum counter refused);
+void diag_destroy(struct diag *d);
+
+static inline bool diag_is_on(const struct table *t)
+{
+	return __builtin_expect(__atomic_load_n(&t->watching, __ATOMIC_ACQUIRE), 0);
+}
 
 #endif

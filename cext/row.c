@@ -91,6 +91,8 @@ static const char *obstacle(const struct session_copy *copy, const struct refusa
 		return "\"host\"";
 	if (!is_offloadable(s->key[0].proto))
 		return "\"protocol\"";
+	if (s->flags & FLAG_WATCHED)
+		return "\"packet-diag\"";
 	if (refused >> 8 == ((uint64_t)s->generation << 24 | copy->id / REFUSED_PLACES))
 		return word_of(&refusals->reason, refused & 0xff);
 	return "\"not-established\"";

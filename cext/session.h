@@ -41,6 +41,9 @@
 #define ROW_ROOM 1536          /* bytes of a row that are no name, at most */
 #define ROW_NAMES 10           /* names in a row */
 #define TENTHS 10              /* ticks in a second */
+#define DIAG_FILTERS 4         /* of packet diagnosis */
+#define DIAG_SNAPLEN 65535     /* bytes of a packet that are kept at most */
+#define DIAG_RING 16777216     /* bytes of records that may wait for Python; a power of two */
 
 /* As a flow's packets look on the wire, in the zone they come from. */
 struct flow_key {
@@ -110,6 +113,7 @@ enum session_flag {
 	FLAG_OFFLOADED = 1024, /* the kernel forwards it: see offload.c */
 	FLAG_OFFERED = 2048,   /* for offload, and not yet refused */
 	FLAG_ENTRY = 4096,     /* it is, or was a moment ago */
+	FLAG_WATCHED = 32768,  /* packet diagnosis follows it, in both directions: see diag.c */
 };
 
 enum tcp_seen {
@@ -612,4 +616,87 @@ enum counter {
 	QUEUE_SEND_ERROR,
 	LOG_RECORD_LOST,
 	COUNTERS,
+};
+
+/* Packets that are diagnosed.  Ports in network order; 0 is any, as it is of protocol,
+ * family and interface. */
+struct diag_filter {
+	uint8_t  source[2][16];      /* first and last address, compared as bytes */
+	uint8_t  destination[2][16];
+	uint16_t sport;
+	uint16_t dport;
+	uint8_t  proto;
+	uint8_t  family;
+	uint8_t  used;               /* 0: this place is empty */
+	uint8_t  reserved;
+	uint32_t ifindex;            /* ingress */
+};
+
+/* Where a packet is copied, and in which form. */
+enum diag_stage {
+	DIAG_RECEIVE,                /* as it came                                           */
+	DIAG_FIREWALL,               /* as it came, and an active session claims it          */
+	DIAG_TRANSMIT,               /* as it leaves                                         */
+	DIAG_DROP,                   /* as it came, and it goes no further                   */
+	DIAG_TRACE,                  /* no copy: what was decided about it, for the flow log */
+	DIAG_STAGES,
+};
+
+/* What is taken at a stage until it stops by itself. */
+struct diag_limit {
+	uint64_t packets;            /* 0: nothing more is taken */
+	uint64_t bytes;              /* of the copies */
+	uint32_t snaplen;            /* bytes of one copy */
+	uint32_t reserved;
+};
+
+/* What was taken since diag_set_stage(), and the counters of the packets that were meant since diag_begin(). */
+struct diag_status {
+	uint64_t packets[DIAG_STAGES];
+	uint64_t bytes[DIAG_STAGES];
+	uint64_t lost[DIAG_STAGES];  /* found no room in the ring */
+	uint8_t  stopped[DIAG_STAGES];   /* 1: it has had enough */
+	uint64_t counter[COUNTERS];
+};
+
+/* One copy, or one line of the flow log, as it lies in the ring; `copied` bytes follow.  What is said of the session holds
+ * after the packet, but for tcp_before. */
+struct diag_record {
+	uint32_t size;               /* with what follows, rounded up to 8 */
+	uint32_t ready;              /* the ring's own */
+	uint64_t when;               /* nanoseconds since 1970 */
+	uint32_t len;                /* bytes of the packet */
+	uint32_t copied;
+	uint32_t ifindex;            /* ingress; DIAG_TRANSMIT: egress; 0: the firewall itself, or not known */
+	uint32_t mark;
+	uint32_t reason;             /* enum counter of a drop; COUNTERS: none */
+	uint32_t session;            /* 0: none claims it, and then nothing of what follows is known */
+	uint32_t rule;
+	uint32_t nat_rule;           /* plus one; 0: none */
+	uint32_t ingress;            /* of the session */
+	uint32_t egress;
+	uint32_t parent;
+	uint32_t seq;                /* of the packet, like the rest from here on */
+	uint32_t ack;
+	uint16_t window;
+	uint16_t flags;              /* enum session_flag */
+	uint16_t application;
+	uint8_t  stage;              /* enum diag_stage */
+	uint8_t  filter;             /* the first one that means it, from 1; 0: its session is watched */
+	uint8_t  slow;               /* 1: in the slow path */
+	uint8_t  verdict;            /* enum verdict; VERDICT_CONTINUE: not known yet */
+	uint8_t  dir;
+	uint8_t  state;              /* enum session_state */
+	uint8_t  tcp_before;         /* enum tcp_state */
+	uint8_t  tcp_state;
+	uint8_t  kind;               /* enum packet_kind */
+	uint8_t  hook;               /* enum packet_hook */
+	uint8_t  checksum;           /* enum checksum_state */
+	uint8_t  tcp_flags;
+	uint8_t  icmp_type;
+	uint8_t  hops;               /* time to live */
+	uint8_t  parsed;             /* 1: well-formed; 0: of the key only what came before the fault is known */
+	uint8_t  begun;              /* 1: the packet has begun its session */
+	struct flow_key key;         /* as it came */
+	struct flow_key out;         /* as it leaves, and into which zone; of a session only */
 };

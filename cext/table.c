@@ -105,6 +105,7 @@ struct table *table_create(uint32_t max_sessions, uint32_t planes)
 
 void table_destroy(struct table *t)
 {
+	diag_destroy(t->diag);
 	munmap(t, t->size);
 }
 

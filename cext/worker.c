@@ -42,15 +42,22 @@ struct worker *worker_open(struct table *t, uint32_t shard, uint16_t queue, uint
 	return w;
 }
 
+/* Why a packet is dropped unread; COUNTERS: it is not. */
+static enum counter refusal(const struct queued *p)
+{
+	if (p->late)
+		return FLOW_QUEUED_TOO_LONG;
+	return p->full_len > p->packet.len ? FLOW_QUEUE_TRUNCATED : COUNTERS;
+}
+
 /* What a packet is: VERDICT_CONTINUE, and the bucket of its flow is on its way into the cache, or what becomes of it. */
 static enum verdict look(struct queued *p, const struct burst *b)
 {
+	enum counter refused = refusal(p);
 	enum verdict v;
 
-	if (p->late)
-		return drop(b, FLOW_QUEUED_TOO_LONG);
-	if (p->full_len > p->packet.len)
-		return drop(b, FLOW_QUEUE_TRUNCATED);
+	if (refused != COUNTERS)
+		return drop(b, refused);
 	v = fastpath_parse(&p->packet, b);
 	if (v == VERDICT_CONTINUE)
 		flow_prefetch(b->table, p->packet.hash);
@@ -95,6 +102,16 @@ static void decide(struct worker *w, int n, const struct burst *b)
 		answer(w, &packets[i], v[i] == VERDICT_CONTINUE ? fastpath_decide(&packets[i].packet, b) : v[i]);
 }
 
+/* The same, each packet by itself, while some are diagnosed. */
+static void decide_watched(struct worker *w, int n, const struct burst *b)
+{
+	for (int i = 0; i < n; i++) {
+		struct queued *p = &w->queue.packets[i];
+
+		answer(w, p, diag_take(&p->packet, b, refusal(p)));
+	}
+}
+
 int worker_run(struct worker *w)
 {
 	while (!__atomic_load_n(&w->stop, __ATOMIC_RELAXED)) {
@@ -105,7 +122,10 @@ int worker_run(struct worker *w)
 		if (n < 0)
 			return -n;
 		b.now = table_now();
-		decide(w, n, &b);
+		if (diag_is_on(w->table))
+			decide_watched(w, n, &b);
+		else
+			decide(w, n, &b);
 		queue_flush(&w->queue, w->counter);
 	}
 	return 0;

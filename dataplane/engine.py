@@ -18,6 +18,8 @@ from dataplane.ager import Ager
 from dataplane.alg import factories
 from dataplane.bindings import Bindings
 from dataplane.counters import GlobalCounters, HitCounts, NatCounts
+from dataplane.diag.diagnosis import Diagnosis
+from dataplane.diag.witness import Witness
 from dataplane.dispatch import Dispatch
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
@@ -118,6 +120,7 @@ class Engine:
         )
         self.ager = Ager(self.table, self.catch_up, self._sessions_ended, self._sessions_leave, self._queues)
         self.resources = Resources(ThreadLoads(self.threads), self._utilization)
+        self.diagnosis = Diagnosis(self.table, self.names, log_dir / "packet-diag", self._watch_slowpath)
         self._workers: list[tuple[Any, threading.Thread]] = []
         self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
 
@@ -146,6 +149,7 @@ class Engine:
 
     def stop(self) -> None:
         """Take everything back, last step first; sessions that are alive end and are logged."""
+        self.diagnosis.stop()
         while self._undo:
             try:
                 self._undo.pop()()
@@ -478,6 +482,9 @@ class Engine:
     def _record(self, event: str, session: Session, action: str, reason: str | None) -> None:
         if self.config.log.traffic:
             self.traffic_log.write(traffic_record(event, session, self.names, action, reason))
+
+    def _watch_slowpath(self, witness: Witness | None) -> None:
+        self.slowpath.witness = witness
 
     def catch_up(self) -> None:
         """Count and log what the dispatch cache has begun or refused since the last time. Any thread."""

@@ -39,7 +39,7 @@ def unpacker(name: str, fields: list[str]) -> struct.Struct:
         form += f"{offset - at}x"
         if ctype.kind == "primitive":
             form += CODES[ctype.cname]
-        elif ctype.item.cname in CODES and ffi.sizeof(ctype.item) > 1:
+        elif ctype.kind == "array" and ctype.item.cname in CODES and ffi.sizeof(ctype.item) > 1:
             form += f"{ctype.length}{CODES[ctype.item.cname]}"
         else:
             form += f"{ffi.sizeof(ctype)}s"

@@ -9,6 +9,7 @@ that is completed (grammar.py) cannot differ. A plain function is a parser as we
 """
 
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 from dataplane.errors import UsageError
 
 IPV4_MAPPED = 0xFFFF << 32  # ::ffff:0:0/96, where IPv4 lies on the 128-bit line
+
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Parser = Callable[[str], object]
 
@@ -70,6 +73,35 @@ class CounterFilter:
     aspect: str | None = None
     delta: bool = False  # since the last call that said so, not since the start
     value: str = "all"  # all non-zero
+    packet_filter: bool = False  # only of the packets that packet diagnosis follows
+
+
+@dataclass(frozen=True, slots=True)
+class PacketFilter:
+    """Which packets are diagnosed, as they come in: every field that is not None must hold."""
+
+    source: tuple[int, int] | None = None  # first and last address, 128 bits
+    destination: tuple[int, int] | None = None
+    source_port: int | None = None
+    destination_port: int | None = None
+    protocol: int | None = None
+    ingress_interface: str | None = None
+
+    @property
+    def is_ipv4(self) -> bool | None:
+        """None: of either family."""
+        named = self.source or self.destination
+        return None if named is None else _is_ipv4(named[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What is copied at one stage of a packet's way, and how much of it."""
+
+    file: str
+    packet_count: int = 10_000
+    byte_count: int = 16 << 20
+    snaplen: int = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +125,24 @@ def parse_filter(pairs: object) -> SessionFilter:
 def parse_counter_filter(pairs: object) -> CounterFilter:
     """The counter filter that KEY VALUE pairs spell; UsageError for an unknown key or an impossible value."""
     return CounterFilter(**_values("filter", pairs, COUNTER_KEYS))
+
+
+def parse_packet_filter(pairs: object) -> PacketFilter:
+    """The packet filter that KEY VALUE pairs spell; UsageError for an unknown key, an impossible value, or no pair."""
+    if not pairs:
+        raise UsageError(f"match: KEY VALUE pairs must follow; known: {' '.join(PACKET_KEYS)}")
+    wanted = PacketFilter(**_values("match", pairs, PACKET_KEYS))
+    if wanted.source and wanted.destination and _is_ipv4(wanted.source[0]) != _is_ipv4(wanted.destination[0]):
+        raise UsageError("source and destination are of different families")
+    return wanted
+
+
+def parse_stage(pairs: object) -> Stage:
+    """A stage's settings; UsageError for an unknown key or an impossible value, and where the file is not named."""
+    values = _values("capture", pairs, STAGE_KEYS)
+    if "file" not in values:
+        raise UsageError("file: a name must be given")
+    return Stage(**values)
 
 
 def parse_match(pairs: Mapping[str, object], *, application: bool) -> Match:
@@ -172,6 +222,13 @@ def _name(text: str) -> str:
     return text
 
 
+def _file_name(text: str) -> str:
+    """A name in the directory of captures, and nothing that could lead out of it."""
+    if not FILE_NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is not a name of 1 to 64 letters, digits, dots, dashes and underscores")
+    return text
+
+
 def _address(text: str) -> int:
     first, last = _network(text)
     if first != last:
@@ -224,6 +281,25 @@ COUNTER_KEYS: dict[str, Parser] = {
     "aspect": named("counter-aspect", "what the counter is about"),
     "delta": _yes_no("count since the last call that said so"),
     "value": choice("all", "non-zero", about="whether counters of zero are shown"),
+    "packet-filter": _yes_no("count only packets that packet-diag's filters mean"),
+}
+
+PACKET_KEYS: dict[str, Parser] = {
+    "source": Kind(_network, "<ip/netmask>", about="source as the packet comes in"),
+    "destination": Kind(_network, "<ip/netmask>", about="destination as the packet comes in"),
+    "source-port": number(1, 65535, "source port as the packet comes in"),
+    "destination-port": number(1, 65535, "destination port as the packet comes in"),
+    "protocol": number(1, 255, "IP protocol: 6 TCP, 17 UDP, 1 ICMP, 58 ICMPv6"),
+    "ingress-interface": named("interface", "interface that the packet comes in by"),
+}
+
+MAX_CAPTURED = 64 << 20  # bytes, of all stages together
+
+STAGE_KEYS: dict[str, Parser] = {
+    "file": Kind(_file_name, "<name>", about="file in the directory of captures"),
+    "packet-count": number(1, 100_000, "packets after which the capture ends"),
+    "byte-count": number(64, MAX_CAPTURED, "bytes after which the capture ends"),
+    "snaplen": number(64, 65535, "bytes that are kept of each packet"),
 }
 
 COUNTER_NAME = named("counter", "one counter")

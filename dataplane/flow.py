@@ -90,3 +90,4 @@ class Session(NamedTuple):
     cached: bool = False  # C has begun it, by what was decided for another of its class
     offloaded: bool = False  # the kernel forwards it
     adjusted: bool = False  # its sequence numbers are translated
+    watched: bool = False  # by packet diagnosis

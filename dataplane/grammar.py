@@ -43,13 +43,16 @@ class Grammar:
     keys: Mapping[str, Parser] = field(default_factory=dict)
     filter: Mapping[str, Parser] | None = None
     needed: tuple[str, ...] = ()  # keys without which the line makes no sense
+    lead: str = FILTER  # the word that `filter` stands behind
+    alone: Mapping[str, str] = field(default_factory=dict)  # words that are a whole line, and what each means
 
     @property
     def metavar(self) -> str:
         """The words as a line of usage."""
         pairs = [(f"{key} {_hint(parser)}", key in self.needed) for key, parser in self.keys.items()]
         shown = [pair if needed else f"[{pair}]" for pair, needed in pairs]
-        return " ".join(shown if self.filter is None else [*shown, f"[{FILTER} KEY VALUE ...]"])
+        pairs_of_filter = [] if self.filter is None else [f"[{self.lead} KEY VALUE ...]"]
+        return " | ".join([*(["|".join(self.alone)] if self.alone else []), " ".join([*shown, *pairs_of_filter])])
 
     @property
     def every_key(self) -> dict[str, Parser]:
@@ -67,7 +70,7 @@ class Grammar:
         return pairs(before), pairs(after)
 
     def _split(self, words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-        before, after = (words, ()) if self.filter is None else split_filter(words)
+        before, after = (words, ()) if self.filter is None else split_filter(words, self.lead)
         refuse_other(before, *self.keys)
         return before, after
 
@@ -82,9 +85,11 @@ class Grammar:
 
     def ahead(self, said: Sequence[str]) -> Expected:
         """What may follow these words."""
+        if said and said[0] in self.alone:
+            return Expected()
         keys, filtering, used, index = self.keys, False, set(), 0
         while index < len(said):
-            if said[index] == FILTER and self.filter is not None and not filtering:
+            if said[index] == self.lead and self.filter is not None and not filtering:
                 keys, filtering, index = self.filter, True, index + 1
             elif index + 1 == len(said):
                 return _value(keys.get(said[index]))
@@ -92,9 +97,11 @@ class Grammar:
                 used.add(said[index])
                 index += 2
         ahead = {key: _about(parser) for key, parser in keys.items() if key not in used}
+        if not said:
+            ahead = {**self.alone, **ahead}
         if self.filter is not None and not filtering:
-            ahead[FILTER] = ABOUT_FILTER
-        due = filtering and len(said) % 2 == 1 and said[-1] == FILTER
+            ahead[self.lead] = ABOUT_FILTER
+        due = filtering and said[-1] == self.lead
         return Expected(ahead, complete=not due and not set(self.needed) - used)
 
 
@@ -135,16 +142,16 @@ def live_names(kind: str) -> Callable[[click.Context, click.Parameter, str], lis
     return lambda ctx, _param, incomplete: _live_items(ctx, kind, incomplete)
 
 
-def split_filter(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+def split_filter(words: Sequence[str], lead: str = FILTER) -> tuple[Sequence[str], Sequence[str]]:
     """The words before and after `filter`, which stands where a key would and is said once."""
-    said = [index for index in range(0, len(words), 2) if words[index] == FILTER]
+    said = [index for index in range(0, len(words), 2) if words[index] == lead]
     if not said:
         return words, ()
     after = words[said[0] + 1 :]
     if not after:
-        raise UsageError("filter: KEY VALUE pairs must follow")
-    if FILTER in after[::2]:
-        raise UsageError("filter: said twice")
+        raise UsageError(f"{lead}: KEY VALUE pairs must follow")
+    if lead in after[::2]:
+        raise UsageError(f"{lead}: said twice")
     return words[: said[0]], after
 
 

@@ -49,7 +49,7 @@ VERDICT_AT: int = ffi.offsetof("struct rematch_class", "rule_now")
 NO_ADDRESS = bytes(16)
 SNAT, DNAT, LOG_END, HOST = lib.FLAG_SNAT, lib.FLAG_DNAT, lib.FLAG_LOG_END, lib.FLAG_HOST
 INSPECTED, PREDICTED, BY_SERVER = lib.FLAG_INSPECTED, lib.FLAG_PREDICTED, lib.FLAG_BY_SERVER
-CACHED, OFFLOADED, ADJUSTED = lib.FLAG_CACHED, lib.FLAG_OFFLOADED, lib.FLAG_ADJUSTED
+CACHED, OFFLOADED, ADJUSTED, WATCHED = lib.FLAG_CACHED, lib.FLAG_OFFLOADED, lib.FLAG_ADJUSTED, lib.FLAG_WATCHED
 SOURCE_KEEP, SOURCE_STATIC, SOURCE_PORT, SOURCE_BOUND = enum_names("source_nat")
 
 
@@ -447,6 +447,7 @@ def _session(values: tuple[Any, ...], now: int) -> Session:
         flags & CACHED != 0,
         flags & OFFLOADED != 0,
         flags & ADJUSTED != 0,
+        flags & WATCHED != 0,
     )
 
 

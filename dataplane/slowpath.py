@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from netfilterqueue import NetfilterQueue
 
@@ -140,6 +140,14 @@ class First(NamedTuple):
     ingress: int  # interface index; 0 for the firewall's own
     egress: int  # of the firewall's own packets, else 0
     echo: bool
+
+
+class Witness(Protocol):
+    """Whoever watches the slow path while packets are diagnosed: diag/witness.py."""
+
+    def begin(self, packet: Any) -> None: ...
+    def end(self, packet: Any, repeated: bool) -> None: ...
+    def world(self, world: World, first: First) -> World: ...
 
 
 Outcome = tuple[Decision, CompiledSecurityRule | None]
@@ -362,6 +370,7 @@ class SlowPath(threading.Thread):
         self._latency = latency
         self._replies = replies
         self._record = record  # event, session, action, end reason
+        self.witness: Witness | None = None  # may be set at any time, from the next packet on
         self._packet = ffi.new("struct packet *")
         self._complaints = RateLimit(1)
         self._failed = failed
@@ -405,13 +414,15 @@ class SlowPath(threading.Thread):
     def _take(self, queued: Any) -> None:
         """Every packet gets exactly one verdict, whatever happens on the way to it."""
         self.turns += 1  # here too: under a flood one run of the queue has no end
-        verdict = queued.drop
+        verdict, witness, repeated = queued.drop, self.witness, False
+        if witness is not None:
+            witness.begin(self._packet)
         try:
             with self._deciding:
-                goes_round = self._handle(queued)
+                goes_round = self._handle(queued, witness)
             if goes_round:
                 queued.set_mark(queued.get_mark() | MARK_SEEN)
-                verdict = queued.repeat
+                verdict, repeated = queued.repeat, True
         except Refused as refusal:
             self._table.count(refusal.counter)
         except InstallError:
@@ -420,10 +431,20 @@ class SlowPath(threading.Thread):
             self._table.count(lib.FLOW_SLOWPATH_ERROR)
             if self._complaints.allows():
                 log.exception("a first packet could not be decided")
+        if witness is not None:
+            self._testify(queued, witness, repeated)
         verdict()
         self._latency.add(time.time() - queued.get_timestamp())
 
-    def _handle(self, queued: Any) -> bool:
+    def _testify(self, queued: Any, witness: Witness, repeated: bool) -> None:
+        """Tell the witness what became of a packet; it may have been changed, or never been parsed."""
+        try:
+            witness.end(self._parse(queued, queued.get_payload()), repeated)
+        except Exception:
+            if self._complaints.allows():
+                log.exception("a first packet could not be diagnosed")
+
+    def _handle(self, queued: Any, witness: Witness | None) -> bool:
         """True if the packet is to be sent round, because a session waits for it."""
         age = time.time() - queued.get_timestamp()
         if WAIT_MAX < age < WAIT_ABSURD:
@@ -450,7 +471,7 @@ class SlowPath(threading.Thread):
             self._disown(payload, packet.l4, first, world, queued.get_hw())
         if (fulfilled := self._fulfil(first, socket.ntohs(packet.call), packet.ip_len)) is not None:
             return fulfilled
-        decision, rule = decide(first, world)
+        decision, rule = decide(first, world if witness is None else witness.world(world, first))
         try:
             session_id = self._install(first.key, decision, packet.ip_len)
         except AlreadyInstalled:

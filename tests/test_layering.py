@@ -1,6 +1,6 @@
 """Imports point down only.
 
-    cext < ffi < sessions < slowpath < ager, offload, rules < engine < control, metrics < exporter < __main__
+    cext < ffi < sessions < slowpath < ager, offload, rules, diag < engine < control, metrics < exporter < __main__
 
 Beside that line: policy, nat, alg, predict and the log formats are functions of data, and what an operator types talks
 to the daemon through client.
@@ -22,7 +22,7 @@ LAYERS = [
     ["ffi"],
     ["sessions"],
     ["slowpath"],
-    ["ager", "offload", "rules"],
+    ["ager", "offload", "rules", "diag"],
     ["engine"],
     ["control", "metrics"],
     ["exporter"],

@@ -9,6 +9,7 @@ from dataplane.cli.base import Program
 from dataplane.cli.clear import clear
 from dataplane.cli.commit import commit, rollback, show_config
 from dataplane.cli.completion import completion
+from dataplane.cli.debug import debug
 from dataplane.cli.doctor import doctor
 from dataplane.cli.interactive import shell
 from dataplane.cli.match import test_group
@@ -27,5 +28,5 @@ def main() -> None:
 
 
 show.add_command(show_config)
-for command in (run, check, commit, rollback, show, clear, test_group, doctor, shell, completion):
+for command in (run, check, commit, rollback, show, clear, test_group, doctor, shell, completion, debug):
     main.add_command(command)

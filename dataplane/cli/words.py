@@ -4,7 +4,18 @@ from collections.abc import Mapping, Sequence
 
 from dataplane import filters
 from dataplane.errors import UsageError
-from dataplane.filters import COUNTER_KEYS, COUNTER_NAME, MATCH_KEYS, SESSION_KEYS, Parser, choice, named, number
+from dataplane.filters import (
+    COUNTER_KEYS,
+    COUNTER_NAME,
+    MATCH_KEYS,
+    PACKET_KEYS,
+    SESSION_KEYS,
+    STAGE_KEYS,
+    Parser,
+    choice,
+    named,
+    number,
+)
 from dataplane.grammar import Grammar
 
 LISTING = ("start-at", "count")  # about the list, not about the sessions in it
@@ -23,6 +34,10 @@ TOP = Grammar(
     },
     filter=SESSION_FILTER.filter,
 )
+SWITCH = {"on": "from now on", "off": "no more"}
+PACKET_FILTER = Grammar({"index": number(1, 4, "the filter's place")}, filter=PACKET_KEYS, lead="match", alone=SWITCH)
+STAGE = choice("receive", "firewall", "transmit", "drop", about="where on its way a packet is captured")
+CAPTURE = Grammar({"stage": STAGE, **STAGE_KEYS}, needed=("stage", "file"), alone=SWITCH)
 LAST_SAMPLES = Grammar({"last": number(1, 60, "the newest so many samples")})
 SECURITY_MATCH = Grammar(MATCH_KEYS, needed=MATCH_NEEDS)
 NAT_MATCH = Grammar({key: kind for key, kind in MATCH_KEYS.items() if key != "application"}, needed=MATCH_NEEDS)

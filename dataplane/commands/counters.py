@@ -41,7 +41,10 @@ class CounterCommands:
         name = arguments.get("name")
         if name is not None:
             choice("name", name, DESCRIPTIONS)
-        rows, elapsed = self._engine.counters.rows(self._engine.table.counters(), wanted, _caller(arguments))
+        counters, values = self._engine.counters, self._engine.table.counters
+        if wanted.packet_filter:
+            counters, values = self._engine.diagnosis.counters, self._engine.diagnosis.counted
+        rows, elapsed = counters.rows(values(), wanted, _caller(arguments))
         yield from (row for row in rows if name in (None, row["name"]))
         return {"elapsed": elapsed}
 

@@ -3,6 +3,7 @@
 from dataplane.text.base import Json, printable, printable_lines
 from dataplane.text.commit import commit_preview, committed, confirmed, versions
 from dataplane.text.counters import alg, counters, rule_hit_count
+from dataplane.text.diagnosis import diagnosis_log, diagnosis_setting
 from dataplane.text.policy import ippool, nat_match, nat_policy, security_match, security_policy
 from dataplane.text.sessions import INFO_TIMEOUTS, session_all, session_id, session_info, session_meter
 from dataplane.text.top import queues, resource_monitor, top
@@ -17,6 +18,8 @@ __all__ = [
     "config",
     "confirmed",
     "counters",
+    "diagnosis_log",
+    "diagnosis_setting",
     "ippool",
     "nat_match",
     "nat_policy",

@@ -8,16 +8,15 @@ import json
 import os
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, UDP
 
+from tests.lab.disks import small_disk
 from tests.lab.firewall import Firewall
 from tests.lab.frozen import frozen, python_threads
 from tests.lab.lab import CLIENT, SERVER, Lab, poll
@@ -231,17 +230,6 @@ class TestFullTable:
 
 
 # A disk that takes no more
-
-
-@contextmanager
-def small_disk(path: Path, size: int) -> Iterator[Path]:
-    """A file system of so many bytes."""
-    path.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", path], check=True)
 
 
 def test_a_full_disk_costs_records_and_no_packet():
