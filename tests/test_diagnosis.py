@@ -14,7 +14,7 @@ from scapy.utils import RawPcapNgReader
 
 from dataplane import text
 from dataplane.cli import main
-from dataplane.commands import handlers
+from dataplane.commands.diagnosis import handlers
 from dataplane.control import Handler
 from dataplane.diag import diagnosis as diagnosis_module
 from dataplane.diag import pcapng
