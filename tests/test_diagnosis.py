@@ -14,8 +14,7 @@ from scapy.utils import RawPcapNgReader
 
 from dataplane import text
 from dataplane.cli import main
-from dataplane.commands import handlers
-from dataplane.commit import Committer
+from dataplane.commands.diagnosis import handlers
 from dataplane.control import Handler
 from dataplane.diag import diagnosis as diagnosis_module
 from dataplane.diag import pcapng
@@ -48,7 +47,7 @@ class Bench:
         self.diagnosis = Diagnosis(table, names, self.directory, self._watch)
         self.witness: object = None
         engine = cast(Engine, SimpleNamespace(diagnosis=self.diagnosis))
-        self._handlers: dict[str, Handler] = handlers(engine, cast(Committer, None))
+        self._handlers: dict[str, Handler] = handlers(engine)
 
     def _watch(self, witness: object) -> None:
         self.witness = witness

@@ -23,12 +23,12 @@ def debug() -> None:
 
 @debug.group("dataplane")
 def dataplane_group() -> None:
-    """Packets."""
+    """Look into the path of packets."""
 
 
 @dataplane_group.group("packet-diag")
 def packet_diag() -> None:
-    """Capture packets at the stages of their way, and explain what was decided about each."""
+    """Capture packets on their way and explain each decision."""
 
 
 # ---- set ----
@@ -82,7 +82,7 @@ def clear_group() -> None:
 @click.argument("index", metavar="INDEX|all")
 @runtime_dir_option
 def clear_filter(index: str, runtime_dir: Path) -> None:
-    """One filter, or every one."""
+    """Forget one filter, or every one."""
     _send(
         runtime_dir,
         "debug dataplane packet-diag clear",
@@ -94,7 +94,7 @@ def clear_filter(index: str, runtime_dir: Path) -> None:
 @click.argument("which", type=click.Choice(["all"]), metavar="all")
 @runtime_dir_option
 def clear_capture(which: str, runtime_dir: Path) -> None:
-    """Every stage; files stay."""
+    """Stop capture and forget its stages; files stay."""
     del which
     _send(runtime_dir, "debug dataplane packet-diag clear", {"what": "capture"})
 
@@ -102,14 +102,14 @@ def clear_capture(which: str, runtime_dir: Path) -> None:
 @clear_group.command("log")
 @runtime_dir_option
 def clear_log(runtime_dir: Path) -> None:
-    """The flow log and what it holds."""
+    """Stop the flow log and forget what it holds."""
     _send(runtime_dir, "debug dataplane packet-diag clear", {"what": "log"})
 
 
 @clear_group.command("all")
 @runtime_dir_option
 def clear_all(runtime_dir: Path) -> None:
-    """Filters, stages and log."""
+    """Stop everything; forget filters, stages and log."""
     _send(runtime_dir, "debug dataplane packet-diag clear", {"what": "all"})
 
 
@@ -118,14 +118,14 @@ def clear_all(runtime_dir: Path) -> None:
 
 @packet_diag.group("show")
 def show_group() -> None:
-    """What is set, and what came of it."""
+    """Show what is set, and what came of it."""
 
 
 @show_group.command("setting")
 @json_option
 @runtime_dir_option
 def show_setting(as_json: bool, runtime_dir: Path) -> None:
-    """Filters, log and stages, with what was captured."""
+    """Show filters, log and stages, with what was captured."""
     emit_object(request(runtime_dir, "debug dataplane packet-diag show setting", {}), text.diagnosis_setting, as_json)
 
 
@@ -133,7 +133,7 @@ def show_setting(as_json: bool, runtime_dir: Path) -> None:
 @json_option
 @runtime_dir_option
 def show_log(as_json: bool, runtime_dir: Path) -> None:
-    """The flow log: what was decided about each packet, step by step."""
+    """Show what was decided about each packet, step by step."""
     emit_list(request(runtime_dir, "debug dataplane packet-diag show log", {}), text.diagnosis_log, as_json)
 
 
