@@ -23,7 +23,7 @@ from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Session
 from dataplane.inspection import Inspection
-from dataplane.logs import LogWriter, SystemLog, traffic_record
+from dataplane.logs import SystemLog, traffic_record
 from dataplane.names import Names
 from dataplane.offload import Offload
 from dataplane.policy.applications import ICMP, TCP, UDP
@@ -39,6 +39,7 @@ from dataplane.rules.ingress import Ingress
 from dataplane.rules.probe import find_backend, remove_leavings
 from dataplane.rules.sysctls import Sysctls
 from dataplane.sessions import HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, Copies, SessionTable
+from dataplane.sinks import TrafficLog, log_file_sink
 from dataplane.slowpath import HOST_INBOUND, SlowPath, World
 from dataplane.wires import Wires
 
@@ -68,9 +69,10 @@ class Engine:
         self.table = SessionTable(config.settings.session.max_sessions, config.settings.nat.oversubscription)
         self.quotas = Quotas(self.table)
         self.bindings = Bindings(self.table, self.quotas)
-        self.traffic_log = LogWriter(log_dir / "traffic.json", self._records_lost)
-        self.system_log = LogWriter(log_dir / "system.json", self._records_lost)
-        self._system_handler = SystemLog(self.system_log)
+        self.log_dir = log_dir
+        self.traffic_log = TrafficLog(config.log, log_dir, self._records_lost, self.names.interface_index)
+        self.system_log = log_file_sink(log_dir / "system.json", config.log.rotate, self._records_lost)
+        self._system_handler = SystemLog(self.system_log.write)
         self.monitor = Monitor(self._host_changed)
         self._actions: dict[int, str] = {}  # rule number -> action, for the records that C writes
         self.records = Records()
@@ -131,6 +133,12 @@ class Engine:
                 log.exception("stopping goes on after a failure")
         self._replies.close()
         # The table stays mapped: a thread that did not end in time may still look at it, and the process ends now.
+
+    def reopen_logs(self) -> None:
+        """Who rotates log files has moved them; who mends a server wants it to be tried now."""
+        for sink in (*self.traffic_log.sinks, self.system_log):
+            sink.reopen()
+        log.info("the logs are opened anew")
 
     def abandon(self) -> None:
         """Leave everything as a killed daemon does: the rules stay and drop (or pass) what nobody reads."""
@@ -385,8 +393,8 @@ class Engine:
             self._write_lines(self.records.ended(sessions))
 
     def _write_lines(self, made: Iterable[tuple[bytes, int]]) -> None:
-        for lines, n in made:
-            if self.config.log.traffic:
+        if self.config.log.traffic:
+            for lines, n in made:
                 self.traffic_log.write_lines(lines, n)
 
     def _sessions_leave(self, sessions: Copies) -> None:

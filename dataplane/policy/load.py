@@ -246,6 +246,7 @@ class _Check:
             yield from self._nat_rule(("nat-rules", i), nat_rule)
         yield from self._host_inbound()
         yield from self._queues()
+        yield from self._log()
 
     def _zones(self) -> Iterator[Problem]:
         yield from _repeated("zones", [zone.name for zone in self.config.zones])
@@ -307,6 +308,21 @@ class _Check:
             yield Problem(
                 ("settings", "queue", "first"), f"the slow queue {queue.first + workers} is beyond {_LAST_QUEUE}"
             )
+
+    def _log(self) -> Iterator[Problem]:
+        log = self.config.log
+        if not log.traffic:
+            for key in ("csv", "syslog", "ipfix"):
+                if getattr(log, key):
+                    yield Problem(("log", key), "needs traffic: true")
+        for i, server in enumerate(log.syslog):
+            if server.ca_file is not None and not server.to.startswith("tls:"):
+                yield Problem(("log", "syslog", i, "ca-file"), "is for tls:// alone")
+        for key, servers in (("syslog", log.syslog), ("ipfix", log.ipfix)):
+            seen = [server.to for server in servers]
+            for i, to in enumerate(seen):
+                if to in seen[:i]:
+                    yield Problem(("log", key, i, "to"), f"'{to}' is already there")
 
     # One name: the reason why it cannot stand where it does, or None.
 
