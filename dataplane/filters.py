@@ -56,6 +56,27 @@ class CounterFilter:
 
 
 @dataclass(frozen=True, slots=True)
+class LogFilter:
+    """Which records of the traffic log are meant: every field that is not None must hold."""
+
+    src: tuple[int, int] | None = None  # first and last address, 128 bits
+    dst: tuple[int, int] | None = None
+    sport: int | None = None
+    dport: int | None = None
+    proto: int | None = None
+    app: str | None = None
+    rule: str | None = None
+    nat_rule: str | None = None
+    from_zone: str | None = None
+    to_zone: str | None = None
+    action: str | None = None
+    event: str | None = None  # start end deny drop
+    session_end_reason: str | None = None
+    session_id: int | None = None
+    since: int | None = None  # seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
     """The first packet of a flow that `test security-policy-match` and `test nat-policy-match` ask about."""
 
@@ -76,6 +97,11 @@ def parse_filter(pairs: object) -> SessionFilter:
 def parse_counter_filter(pairs: object) -> CounterFilter:
     """The counter filter that KEY VALUE pairs spell; UsageError for an unknown key or an impossible value."""
     return CounterFilter(**_values("filter", pairs, COUNTER_KEYS))
+
+
+def parse_log_filter(pairs: object) -> LogFilter:
+    """The filter of the traffic log that KEY VALUE pairs spell; UsageError for what makes no sense."""
+    return LogFilter(**_values("filter", pairs, LOG_KEYS))
 
 
 def parse_match(pairs: Mapping[str, object], *, application: bool) -> Match:
@@ -102,7 +128,7 @@ def match_of(arguments: Mapping[str, object], *, application: bool) -> Match:
     return parse_match(pairs, application=application)
 
 
-def number(first: int, last: int) -> Parser:
+def number(first: int, last: int) -> Callable[[str], int]:
     """A parser of decimal numbers from `first` to `last`."""
 
     def parse(text: str) -> int:
@@ -156,6 +182,11 @@ def _address(text: str) -> int:
     return first
 
 
+def _protocol(text: str) -> int:
+    """By number or by its usual name."""
+    return PROTOCOLS.get(text) or number(1, 255)(text)
+
+
 def _network(text: str) -> tuple[int, int]:
     """First and last address of `ip`, `ip/length` or `ip/netmask`; host bits may be set."""
     if "%" in text:
@@ -169,7 +200,10 @@ def _is_ipv4(address: int) -> bool:
     return address >> 32 == 0xFFFF
 
 
-FIELDS = {"from": "from_zone", "to": "to_zone"}  # words that Python keeps for itself, and their partner
+FIELDS = {"from": "from_zone", "to": "to_zone", "subtype": "event"}
+"""Words that Python keeps for itself, and their partner; a word that PAN-OS has beside ours."""
+LAST = 20  # records of a log that are shown if nothing is said
+PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "gre": 47, "ipv6-icmp": 58, "sctp": 132}
 
 SESSION_KEYS: dict[str, Parser] = {
     "nat": _choice("none", "source", "destination", "both"),
@@ -201,6 +235,26 @@ COUNTER_KEYS: dict[str, Parser] = {
     "aspect": _name,
     "delta": _yes_no,
     "value": _choice("all", "non-zero"),
+}
+
+_EVENT = _choice("start", "end", "deny", "drop")
+LOG_KEYS: dict[str, Parser] = {
+    "src": _network,
+    "dst": _network,
+    "sport": number(0, 65535),
+    "dport": number(0, 65535),
+    "proto": _protocol,
+    "app": _name,
+    "rule": _name,
+    "nat-rule": _name,
+    "from": _name,
+    "to": _name,
+    "action": _choice("allow", "deny", "drop", "reset-client", "reset-server", "reset-both"),
+    "event": _EVENT,
+    "subtype": _EVENT,
+    "session-end-reason": _name,
+    "session-id": number(1, 2**32 - 1),
+    "since": number(1, 4_294_967_295),
 }
 
 MATCH_KEYS: dict[str, Parser] = {

@@ -7,6 +7,7 @@ import click
 
 from dataplane import filters, text
 from dataplane.cli.base import json_option, runtime_dir_option
+from dataplane.cli.log import show_log
 from dataplane.cli.output import emit, emit_list, emit_object, json_list
 from dataplane.cli.words import filter_words, session_selection
 from dataplane.client import request
@@ -130,3 +131,6 @@ def show_running_config(as_json: bool, runtime_dir: Path) -> None:
 def show_rule_hit_count(as_json: bool, runtime_dir: Path) -> None:
     """List how often each rule decided and when."""
     emit_list(request(runtime_dir, "show rule-hit-count", {}), text.rule_hit_count, as_json)
+
+
+show.add_command(show_log)

@@ -3,11 +3,13 @@
 Every handler takes the request's arguments as they came over the wire, so it validates them; it yields rows.
 """
 
-from dataplane.commands import counters, policy, sessions
+from dataplane.commands import counters, log, policy, sessions
 from dataplane.control import Handler
 from dataplane.engine import Engine
 
 
 def handlers(engine: Engine) -> dict[str, Handler]:
     """Command -> handler."""
-    return {name: handler for room in (sessions, policy, counters) for name, handler in room.handlers(engine).items()}
+    return {
+        name: handler for room in (sessions, policy, counters, log) for name, handler in room.handlers(engine).items()
+    }

@@ -2,6 +2,7 @@
 
 from dataplane.text.base import Json
 from dataplane.text.counters import alg, counters, rule_hit_count
+from dataplane.text.logs import log_status, system_log, traffic_log
 from dataplane.text.policy import ippool, nat_match, nat_policy, security_match, security_policy
 from dataplane.text.sessions import INFO_TIMEOUTS, session_all, session_id, session_info, session_meter
 from dataplane.text.yaml import config
@@ -13,6 +14,7 @@ __all__ = [
     "config",
     "counters",
     "ippool",
+    "log_status",
     "nat_match",
     "nat_policy",
     "rule_hit_count",
@@ -22,4 +24,6 @@ __all__ = [
     "session_id",
     "session_info",
     "session_meter",
+    "system_log",
+    "traffic_log",
 ]
