@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dataplane import stopping
+from dataplane import journal, stopping
 from dataplane.commands import handlers
 from dataplane.control import ControlServer
 from dataplane.engine import Engine
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
     """Run until SIGTERM or SIGINT; the exit code (contract section 1)."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, handlers=[journal.handler()])
     ending = stopping.listen()  # first: a stop that comes during the start must find somebody who cleans up
     try:
         loaded = load(config)
@@ -60,8 +60,10 @@ def _serve(engine: Engine, runtime_dir: Path, ending: threading.Event) -> int:
         _notify("READY=1")
         log.info("ready: %d zones, %d security rules", len(engine.config.zones), len(engine.policy.security_rules))
         while not ending.is_set() and not engine.failed.wait(0.1):
-            pass
+            if stopping.take_reopen():
+                engine.reopen_logs()
         _notify("STOPPING=1")
+        log.info("stopping: %d sessions end", engine.table.stats()["allocated"])
     finally:
         control.stop()
         if engine.failed.is_set():

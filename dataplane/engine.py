@@ -20,6 +20,7 @@ from dataplane.bindings import Bindings
 from dataplane.counters import GlobalCounters, HitCounts
 from dataplane.dispatch import Dispatch
 from dataplane.errors import DataplaneError
+from dataplane.events import HostLog, Spells
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Session
 from dataplane.inspection import Inspection
@@ -98,7 +99,11 @@ class Engine:
             self._record,
             self.failed,
         )
-        self.ager = Ager(self.table, self.catch_up, self._sessions_ended, self._sessions_leave, self._queues)
+        self._host_log = HostLog(self.monitor.links)
+        spells = Spells(self.table.counters())
+        self.ager = Ager(
+            self.table, self.catch_up, self._sessions_ended, self._sessions_leave, self._queues, spells.look
+        )
         self._workers: list[tuple[Any, threading.Thread]] = []
         self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
 
@@ -296,6 +301,7 @@ class Engine:
 
     def _host_changed(self, kind: str) -> None:
         """A link, an address or a route is another one than before."""
+        self._host_log.changed(kind, self.monitor.links)
         before, now = self.slowpath.world, self._world()
         self.slowpath.set_world(now)
         self._tell_table(now)

@@ -1,4 +1,6 @@
-"""Whether somebody has asked the daemon to stop. Only the standard library: it listens before the rest is loaded.
+"""Whether somebody has asked the daemon to stop, or to open its logs anew.
+
+Only the standard library: it listens before the rest is loaded.
 
 Until listen() is called Ctrl-C raises KeyboardInterrupt wherever Python happens to be, and a library that is being
 imported may swallow it.
@@ -8,10 +10,19 @@ import signal
 import threading
 
 _asked = threading.Event()
+_reopen = threading.Event()
 
 
 def listen() -> threading.Event:
     """Set once SIGTERM or SIGINT has come; the same event at every call. Main thread only."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: _asked.set())
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: _reopen.set())
     return _asked
+
+
+def take_reopen() -> bool:
+    """Whether SIGUSR1 has come since the last time: log files were moved and shall be opened anew."""
+    asked = _reopen.is_set()
+    _reopen.clear()
+    return asked
