@@ -92,7 +92,9 @@ class Encoder:
         held = 0
         for template, record in records:
             if not self._append(template, record):
-                yield self._emitted(), held
+                full = self._emitted()
+                if held:  # else the library has only repeated its templates
+                    yield full, held
                 held = 0
                 if not self._append(template, record):
                     raise FixbufError(END_OF_MESSAGE, "a record is longer than a message")

@@ -1,12 +1,13 @@
 """IPFIX (RFC 7011): one flow record for each record of the traffic log, both directions in one (RFC 5103).
 
     event    flow record                                    natEvent (if translated)     firewallEvent
-    start    counts of the first packet, no flowEndReason   4 / 6  session create 44/66  1  created
-    end      the whole session                              5 / 7  session delete 44/66  2  deleted
+    start    counts of the first packet, no flowEndReason   4  NAT44 session create      1  created
+    end      the whole session                              5  NAT44 session delete      2  deleted
     deny,    the first packet                               -                            3  denied
     drop
 
-natEvent: RFC 8158, IANA's registry "NAT Event Type"; firewallEvent: IANA element 233. Addresses and ports after
+natEvent: RFC 8158, IANA's registry "NAT Event Type", which has no NAT66: there it is 1 and 2, a translation of
+whatever kind that is created and deleted. firewallEvent: IANA element 233. Addresses and ports after
 translation are the elements of RFC 8158; they repeat the others where nothing was translated. What a session of TCP
 or UDP has for ports, one of ICMP has for its identifier. flowEndMilliseconds is the moment of the record: a session
 that aged out sent its last packet a timeout earlier. Interfaces are indices of this host.
@@ -37,6 +38,7 @@ COMMON = (
     ("reversePacketDeltaCount", 8),
     ("flowStartMilliseconds", 8),
     ("flowEndMilliseconds", 8),
+    ("observationTimeMilliseconds", 8),
     ("ingressInterface", 4),
     ("egressInterface", 4),
     ("flowId", 8),
@@ -48,8 +50,8 @@ COMMON = (
 ADDRESSES = ("source{}Address", "destination{}Address", "postNATSource{}Address", "postNATDestination{}Address")
 FIELDS_V4 = (*((name.format("IPv4"), 4) for name in ADDRESSES), *COMMON)
 FIELDS_V6 = (*((name.format("IPv6"), 16) for name in ADDRESSES), *COMMON)
-PACK_V4 = struct.Struct("=4s4s4s4s4H6QIIQ4B")  # the library turns the order of bytes
-PACK_V6 = struct.Struct("=16s16s16s16s4H6QIIQ4B")
+PACK_V4 = struct.Struct("=4I4H7QIIQ4B")  # the library turns the bytes of numbers, of which an IPv4 address is one
+PACK_V6 = struct.Struct("=16s16s16s16s4H7QIIQ4B")
 
 IDLE_TIMEOUT, END_OF_FLOW, FORCED_END, LACK_OF_RESOURCES = 1, 3, 4, 5
 END_REASONS = {
@@ -61,7 +63,7 @@ END_REASONS = {
     "resources-unavailable": LACK_OF_RESOURCES,
 }
 """flowEndReason (RFC 5102, 5.11.3) by session_end_reason; the others are ends that the firewall forced."""
-NAT_EVENTS = {("start", False): 4, ("end", False): 5, ("start", True): 6, ("end", True): 7}  # (event, IPv6)
+NAT_EVENTS = {("start", False): 4, ("end", False): 5, ("start", True): 1, ("end", True): 2}  # (event, IPv6)
 FIREWALL_EVENTS = {"start": 1, "end": 2, "deny": 3, "drop": 3}
 
 InterfaceIndex = Callable[[str], int]
@@ -117,10 +119,9 @@ class Ipfix(Outlet):
 def packed(record: TrafficRecord, ingress: int, egress: int) -> tuple[int, bytes]:
     """(template, record) in the order of FIELDS_V4 or FIELDS_V6."""
     ipv6 = ":" in record.src
-    family, pack, template = (socket.AF_INET6, PACK_V6, TEMPLATE_V6) if ipv6 else (socket.AF_INET, PACK_V4, TEMPLATE_V4)
     addresses = (record.src, record.dst, record.nat_src, record.nat_dst)
-    return template, pack.pack(
-        *(socket.inet_pton(family, address) for address in addresses),
+    made = milliseconds(record.time)
+    values = (
         record.sport,
         record.dport,
         record.nat_sport,
@@ -130,7 +131,8 @@ def packed(record: TrafficRecord, ingress: int, egress: int) -> tuple[int, bytes
         record.packets_sent,
         record.packets_received,
         milliseconds(record.start),
-        milliseconds(record.time),
+        made,
+        made,
         ingress,
         egress,
         record.session_id,
@@ -139,3 +141,7 @@ def packed(record: TrafficRecord, ingress: int, egress: int) -> tuple[int, bytes
         NAT_EVENTS.get((record.event, ipv6), 0) if record.flags else 0,
         FIREWALL_EVENTS[record.event],
     )
+    if ipv6:
+        return TEMPLATE_V6, PACK_V6.pack(*(socket.inet_pton(socket.AF_INET6, each) for each in addresses), *values)
+    numbers = (int.from_bytes(socket.inet_pton(socket.AF_INET, each)) for each in addresses)
+    return TEMPLATE_V4, PACK_V4.pack(*numbers, *values)
