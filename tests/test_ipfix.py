@@ -134,12 +134,8 @@ def test_the_events(changes, expected):
 
 def test_ipv6_has_a_template_of_its_own():
     """And the general events of a translation."""
-    changes: dict[str, Any] = {
-        "src": "fd00::1",
-        "dst": "2001:db8::2",
-        "nat_src": "2001:db8::1",
-        "nat_dst": "2001:db8::2",
-    }
+    spelled = ["fd00::1", "2001:db8::2", "2001:db8::1", "2001:db8::2"]
+    changes: dict[str, Any] = dict(zip(("src", "dst", "nat_src", "nat_dst"), spelled, strict=True))
     (found,) = records(*messages_of(line(1, **changes)))
     addresses = [socket.inet_ntop(socket.AF_INET6, found[element]) for element in (SRC6, DST6, NAT_SRC6, NAT_DST6)]
     assert addresses == spelled
