@@ -19,7 +19,7 @@ from dataplane.policy.model import LogSettings
 from dataplane.policy.servers import parse_syslog_server
 from dataplane.sinks import TrafficLog, base
 from dataplane.sinks.base import Outlet, Sink
-from dataplane.sinks.file import LogFile, rotated
+from dataplane.sinks.file import LogFile, pieces, rotated
 from dataplane.sinks.pancsv import COLUMNS, PanCsv, quoted
 from dataplane.sinks.syslog import Syslog, json_bodies
 from dataplane.sinks.transport import Transport
@@ -177,6 +177,12 @@ def test_a_file_rotates_by_size_and_loses_nothing(tmp_path):
     assert [n for file in files for n in read(file)] == list(range(20_000))
     assert all(file.stat().st_size <= 20_000 for file in files)
     assert lost.records == 0
+
+
+def test_a_batch_that_is_longer_than_a_file_is_cut_between_lines():
+    """At the limit, before it, and past it where a line alone is longer."""
+    assert list(pieces(b"a\nbb\nccccccc\nd\n", 5)) == [(b"a\nbb\n", 2), (b"ccccccc\n", 1), (b"d\n", 1)]
+    assert list(pieces(b"ab\ncd\n", 6)) == [(b"ab\ncd\n", 2)]
 
 
 def test_only_so_many_older_files_stay(tmp_path):

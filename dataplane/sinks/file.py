@@ -3,15 +3,15 @@
     traffic.json ──► traffic.json.1 ──► traffic.json.2 ... ──► removed beyond `keep`
 
 Every batch opens the file, so one that somebody else has moved away (logrotate) is begun anew without a signal. A
-file is rotated between two batches, before it would grow past its limit: no record is torn, and a file is longer than
-the limit only when a single batch is.
+file is rotated between two records, before it would grow past its limit.
 """
 
 import logging
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dataplane.sinks.base import Outlet
+from dataplane.sinks.base import Outlet, Parcel
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,12 @@ class LogFile(Outlet):
         self._keep = keep
         self._mended = False
         self._stuck = False
+
+    def pack(self, lines: bytes, records: int) -> Iterable[Parcel]:
+        """What is longer than a whole file is cut between lines."""
+        if not self._limit or len(lines) <= self._limit:
+            return ((lines, records),)
+        return pieces(lines, self._limit)
 
     def send(self, payload: bytes) -> None:
         if not self._mended:
@@ -49,6 +55,15 @@ class LogFile(Outlet):
             known, self._stuck = self._stuck, True
             if not known:
                 log.error("%s cannot be rotated: %s", self._path, error)
+
+
+def pieces(lines: bytes, limit: int) -> Iterator[Parcel]:
+    """Whole lines of together at most `limit` bytes; a longer line is a piece of its own."""
+    at = 0
+    while at < len(lines):
+        end = lines.rfind(b"\n", at, at + limit) + 1 or lines.find(b"\n", at) + 1 or len(lines)
+        yield lines[at:end], lines.count(b"\n", at, end)
+        at = end
 
 
 def rotated(path: Path, number: int) -> Path:

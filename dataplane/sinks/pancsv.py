@@ -6,7 +6,7 @@ the high resolution timestamp says it. Quoting is RFC 4180's.
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from dataplane.sinks.base import Outlet, Parcel
@@ -120,8 +120,8 @@ class CsvFile(Outlet):
         self._csv = csv
         self._file = file
 
-    def pack(self, lines: bytes, records: int) -> Iterator[Parcel]:
-        yield "".join(f"{line}\n" for line in self._csv.lines(lines)).encode(), records
+    def pack(self, lines: bytes, records: int) -> Iterable[Parcel]:
+        return self._file.pack("".join(f"{line}\n" for line in self._csv.lines(lines)).encode(), records)
 
     def send(self, payload: bytes) -> None:
         self._file.send(payload)
