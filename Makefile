@@ -9,8 +9,10 @@ ARGS   ?=
 BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables iproute2 nftables \
 	clang libbpf-dev libelf-dev
 FUZZ_PACKAGES  := clang libclang-rt-14-dev
-TEST_PACKAGES  := conntrack coturn curl ethtool iperf3 iputils-ping iputils-tracepath lftp netcat-openbsd sip-tester stun-client \
-	tcpdump tftp-hpa tftpd-hpa traceroute vsftpd
+TEST_PACKAGES  := conntrack coturn curl ethtool iperf3 iputils-ping iputils-tracepath lftp libfixbuf9 netcat-openbsd nfdump openssl \
+	sip-tester stun-client tcpdump tftp-hpa tftpd-hpa traceroute vsftpd
+# A syslog server that reads PAN-OS's CSV, for the tests of the export: installed it would replace the host's own.
+TEST_UNPACKED  := syslog-ng-core syslog-ng-scl libivykis0 libnet1 libpcre3 libwrap0
 # What `make bench` compares with. Of openvswitch-switch the programs alone: installed it would be a running service.
 BENCH_PACKAGES := libdpdk-dev openvswitch-common pkg-config
 BENCH_UNPACKED := openvswitch-switch
@@ -117,6 +119,12 @@ $(VENV)/.build-packages: Makefile
 
 $(VENV)/.test-packages: Makefile
 	$(call debian_packages,$(TEST_PACKAGES),echo "Going on without them.")
+	-@$(MAKE) --no-print-directory build/syslog-ng
+
+build/syslog-ng:
+	@mkdir -p build/packages
+	@cd build/packages && apt-get -q -o APT::Sandbox::User=root download $(TEST_UNPACKED) >/dev/null
+	@mkdir -p $@.part && for package in $(TEST_UNPACKED); do dpkg -x build/packages/$${package}_*.deb $@.part || exit 1; done && mv $@.part $@
 
 # The bench goes on without what cannot be had, and says so: hence `-` where these are asked for.
 $(VENV)/.bench-packages: Makefile pyproject.toml
