@@ -146,14 +146,16 @@ def _decoded(line: bytes) -> Record | None:
         record = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return record if isinstance(record, dict) else None
+    return record if isinstance(record, dict) and "time" in record else None
 
 
 def _time(record: Record) -> datetime:
+    """What tells no time is of now."""
     try:
-        return datetime.fromisoformat(record["time"])
-    except (KeyError, TypeError, ValueError):
+        time = datetime.fromisoformat(record["time"])
+    except (TypeError, ValueError):
         return datetime.now(UTC)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _number(address: str) -> int:

@@ -7,7 +7,7 @@
 Whoever logs never waits. A disk that refuses loses what it was given at once, because the records are gone from
 traffic.json alone. A server that cannot be reached is tried again with the same records while the queue holds the
 later ones; what no longer fits there is lost, the newest first. Either way each lost record is counted, the reason is
-said once, and the return once.
+said once, and the return once, when it has lasted for SETTLE seconds.
 
 What the kernel has accepted for a connection that then breaks is lost without a count: nobody tells the sender.
 """
@@ -25,6 +25,7 @@ QUEUE_LENGTH = 131_072  # records that may wait for a disk: some 100 MB
 BATCH = 4096  # records packed at once
 IDLE = 0.2  # seconds between two looks at an empty queue, or at a disk that refuses
 RETRY = 1.0  # seconds between two attempts at a server
+SETTLE = 2.0  # seconds without a failure until a sink is said to be well: one that flaps would fill the system log
 STOP_TIMEOUT = 5.0  # seconds
 
 log = logging.getLogger(__name__)
@@ -50,10 +51,10 @@ class Outlet:
     def close(self) -> None:
         """Let go of what is open; the next send() opens it again."""
 
-    def lost_before(self, error: OSError) -> int:
-        """How many records of an earlier send() the failure of a later one proves to be lost."""
+    def tells_of_earlier(self, error: OSError) -> bool:
+        """Whether the failure of this send() proves that what the one before has sent is lost."""
         del error
-        return 0
+        return False
 
 
 class Sink(threading.Thread):
@@ -73,7 +74,10 @@ class Sink(threading.Thread):
         self._ending = threading.Event()
         self._again = threading.Event()  # somebody asks to look at once
         self._reopen = False
+        self._last = 0  # records of the last send that succeeded
         self._failure: str | None = None
+        self._failed_at = 0.0  # monotonic
+        self._works = True  # since then
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Queue a record; never blocks. As a line: a waiting dict would take three times the memory."""
@@ -112,6 +116,7 @@ class Sink(threading.Thread):
                 self._deliver(lines, records)
             else:
                 self._pause(IDLE)
+                self._settle()
         self._outlet.close()
 
     def finish(self) -> None:
@@ -170,18 +175,21 @@ class Sink(threading.Thread):
                 self._pause(RETRY)
             else:
                 self._written += n
-                self._recovered()
+                self._last = n
+                self._works = True
+                self._settle()
                 return
 
     def _failed(self, error: OSError) -> None:
-        self._lose(self._outlet.lost_before(error))
+        self._lose(self._last if self._outlet.tells_of_earlier(error) else 0)
         self._outlet.close()
+        self._last, self._works, self._failed_at = 0, False, time.monotonic()
         known, self._failure = self._failure, str(error)  # first: the message may come back to this very log
         if not known:
             log.error("%s: %s; records may be lost until this is mended", self.title, error)
 
-    def _recovered(self) -> None:
-        if self._failure:
+    def _settle(self) -> None:
+        if self._failure and self._works and time.monotonic() - self._failed_at >= SETTLE:
             self._failure = None
             log.warning("%s takes records again; %d are lost since the start", self.title, self._lost)
 
@@ -192,8 +200,7 @@ class Sink(threading.Thread):
             self._count_lost(n)
 
     def _pause(self, seconds: float) -> None:
-        if self._ending.is_set():
-            time.sleep(0)
-            return
-        self._again.wait(seconds)
-        self._again.clear()
+        """Not while ending: what waits is tried once more and no longer."""
+        if not self._ending.is_set():
+            self._again.wait(seconds)
+            self._again.clear()

@@ -81,7 +81,6 @@ class Ipfix(Outlet):
         self._refresh = refresh
         self._templates = encoder.templates()
         self._due = 0.0  # when the templates are sent again, monotonic
-        self._records = 0  # of the last message
 
     def pack(self, lines: bytes, records: int) -> Iterator[Parcel]:
         del records
@@ -93,15 +92,13 @@ class Ipfix(Outlet):
             self._transport.send(self._stamped(payload))
             self._due = now + self._refresh
         self._transport.send(payload)
-        self._records = 1
 
     def close(self) -> None:
-        self._records = 0
         self._transport.close()
 
-    def lost_before(self, error: OSError) -> int:
+    def tells_of_earlier(self, error: OSError) -> bool:
         """A refusal over UDP answers the message before."""
-        return self._records if isinstance(error, ConnectionRefusedError) else 0
+        return not self._transport.stream and isinstance(error, ConnectionRefusedError)
 
     def _stamped(self, payload: bytes) -> bytes:
         """The templates with the export time and sequence number of the message that they go before."""

@@ -46,7 +46,6 @@ class Syslog(Outlet):
         self._priority = FACILITIES[facility] * 8 + INFORMATIONAL
         self._from = f"{socket.gethostname() or '-'} {app_name} {os.getpid()} TRAFFIC"
         self._sequence = 0
-        self._sent = 0
 
     def pack(self, lines: bytes, records: int) -> Iterator[Parcel]:
         del records
@@ -61,15 +60,13 @@ class Syslog(Outlet):
         self._transport.open()
         by_newline = self._transport.stream and self._server.transport == "unix"
         self._transport.send(payload + b"\n" if by_newline else payload)
-        self._sent = 1
 
     def close(self) -> None:
-        self._sent = 0
         self._transport.close()
 
-    def lost_before(self, error: OSError) -> int:
+    def tells_of_earlier(self, error: OSError) -> bool:
         """A refusal over UDP answers the datagram before."""
-        return self._sent if self._server.transport == "udp" and isinstance(error, ConnectionRefusedError) else 0
+        return self._server.transport == "udp" and isinstance(error, ConnectionRefusedError)
 
     def _message(self, line: bytes, body: bytes) -> bytes:
         self._sequence = self._sequence % MAX_SEQUENCE + 1

@@ -234,7 +234,7 @@ def test_dead_servers_and_a_full_disk_delay_no_packet(lab: Lab, control: Control
         (logs / "traffic.csv").rmdir()
         with lab.listener("firewall", DEAD, "127.0.0.1") as listening:
             listening.accept()[0].recv(100)
-            poll(lambda: says(firewall, f"syslog tcp://127.0.0.1:{DEAD} takes records again"), 5, "one to come back")
+            poll(lambda: says(firewall, f"syslog tcp://127.0.0.1:{DEAD} takes records again"), 10, "one to come back")
         assert failing(firewall) >= 2
 
 
