@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from scapy.layers.netflow import NetflowFlowsetV9, NetflowHeader
 
+from dataplane.errors import DataplaneError
 from dataplane.policy.model import IpfixCollector
 from dataplane.policy.servers import parse_collector
 from dataplane.sinks.base import Sink
@@ -201,6 +202,17 @@ def test_a_collector_that_is_dead_is_counted():
     sink.stop()
     assert not sink.is_alive()
     assert sink.status()["waiting"] == 0
+
+
+def test_a_host_without_the_library_is_told_its_name(monkeypatch):
+    """Before anything runs."""
+
+    def refuse(*words: object) -> None:
+        raise OSError("no such library")
+
+    monkeypatch.setattr("cffi.FFI.dlopen", refuse)
+    with pytest.raises(DataplaneError, match="libfixbuf9"):
+        fixbuf.Encoder(TEMPLATES, 1)
 
 
 def test_the_settings_have_defaults():

@@ -509,6 +509,28 @@ def test_a_configuration_makes_its_sinks(tmp_path):
     assert lost.records == 0
 
 
+def test_other_settings_change_only_what_they_change(tmp_path):
+    """The old sinks write what they hold before the new ones begin; the one that stays is the same."""
+    lost, receiver = Lost(), Receiver()
+    server = {"to": f"udp://127.0.0.1:{receiver.port}"}
+    log = TrafficLog(LogSettings.model_validate({"syslog": [server]}), tmp_path, lost, lambda name: None)
+    log.start()
+    before = log.sinks
+    log.write_lines(line(1), 1)
+    log.follow(LogSettings.model_validate({"syslog": [server], "rotate": {"size-mb": 9}, "csv": True}))
+    log.write_lines(line(2), 1)
+    assert log.sinks[2] is before[1]
+    assert not before[0].is_alive()
+    log.follow(LogSettings(traffic=False))
+    assert log.sinks == ()
+    log.write_lines(line(3), 1)
+    written = (tmp_path / "traffic.json").read_text().splitlines()
+    assert [json.loads(each)["session_id"] for each in written] == [1, 2]
+    assert len((tmp_path / "traffic.csv").read_text().splitlines()) == 1
+    assert [parts(receiver.socket.recv(65536))[1]["session_id"] for _ in range(2)] == [1, 2]
+    assert lost.records == 0
+
+
 def test_a_log_that_is_off_has_no_sink(tmp_path):
     """And takes records without a word."""
     log = TrafficLog(LogSettings(traffic=False), tmp_path, Lost(), lambda name: None)

@@ -5,7 +5,8 @@ takes them apart again in its own thread, so that the one who logs pays nothing 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import msgspec
 
 from dataplane.policy.model import IpfixCollector, LogSettings, Rotation, SyslogServer
 from dataplane.policy.servers import parse_collector, parse_syslog_server
-from dataplane.sinks.base import STOP_TIMEOUT, Sink
+from dataplane.sinks.base import STOP_TIMEOUT, Outlet, Sink
 from dataplane.sinks.file import LogFile
 from dataplane.sinks.pancsv import CsvFile, PanCsv, RuleUuid, no_uuid
 from dataplane.sinks.syslog import Bodies, Syslog, json_bodies
@@ -45,7 +46,12 @@ class TrafficLog:
         index_of: InterfaceIndex,
         uuid_of: RuleUuid = no_uuid,
     ) -> None:
-        self.sinks = tuple(_sinks(settings, log_dir, lost, index_of, uuid_of)) if settings.traffic else ()
+        self._log_dir = log_dir
+        self._lost = lost
+        self._index_of = index_of
+        self._uuid_of = uuid_of
+        self._made = {key: make() for key, make in self._makers(settings)}
+        self.sinks = tuple(self._made.values())
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Queue a record; never blocks."""
@@ -63,29 +69,54 @@ class TrafficLog:
 
     def stop(self) -> None:
         """All at once: a server that is dead keeps nobody from stopping but its own sink."""
-        for sink in self.sinks:
-            sink.finish()
-        deadline = time.monotonic() + STOP_TIMEOUT
-        for sink in self.sinks:
-            sink.stop(max(deadline - time.monotonic(), 0.0))
+        _stop(self.sinks)
 
     def reopen(self) -> None:
         """See Sink.reopen()."""
         for sink in self.sinks:
             sink.reopen()
 
+    def follow(self, settings: LogSettings) -> None:
+        """Other settings than before; one thread at a time, after start(). Sinks whose settings are the same go on.
 
-def _sinks(
-    settings: LogSettings, log_dir: Path, lost: Lost, index_of: InterfaceIndex, uuid_of: RuleUuid
-) -> Iterator[Sink]:
-    yield log_file_sink(log_dir / "traffic.json", settings.rotate, lost)
-    if settings.csv:
-        outlet = CsvFile(PanCsv(uuid_of), _file(log_dir / "traffic.csv", settings.rotate))
-        yield Sink("traffic.csv", outlet, lost)
-    for server in settings.syslog:
-        yield Sink(f"syslog {server.to}", _syslog(server, uuid_of), lost, SERVER_QUEUE)
-    for collector in settings.ipfix:
-        yield Sink(f"ipfix {collector.to}", _ipfix(collector, index_of), lost, SERVER_QUEUE)
+        A new one holds its records until the old ones have written theirs: both may have the same file.
+        """
+        before = self._made
+        made = {key: before.get(key) or make() for key, make in self._makers(settings)}
+        self._made, self.sinks = made, tuple(made.values())
+        _stop([sink for key, sink in before.items() if key not in made])
+        for key, sink in made.items():
+            if key not in before:
+                sink.start()
+
+    def _makers(self, settings: LogSettings) -> Iterator[tuple[object, Callable[[], Sink]]]:
+        """What tells a sink from others, and how it is made."""
+        if not settings.traffic:
+            return
+        rotation = settings.rotate
+        yield ("json", rotation), lambda: log_file_sink(self._log_dir / "traffic.json", rotation, self._lost)
+        if settings.csv:
+            yield ("csv", rotation), lambda: self._csv_sink(rotation)
+        for server in settings.syslog:
+            yield server, partial(self._server_sink, f"syslog {server.to}", partial(_syslog, server, self._uuid_of))
+        for collector in settings.ipfix:
+            make = partial(_ipfix, collector, self._index_of)
+            yield collector, partial(self._server_sink, f"ipfix {collector.to}", make)
+
+    def _csv_sink(self, rotation: Rotation) -> Sink:
+        path = self._log_dir / "traffic.csv"
+        return Sink(path.name, CsvFile(PanCsv(self._uuid_of), _file(path, rotation)), self._lost)
+
+    def _server_sink(self, name: str, make: Callable[[], Outlet]) -> Sink:
+        return Sink(name, make(), self._lost, SERVER_QUEUE)
+
+
+def _stop(sinks: Collection[Sink]) -> None:
+    for sink in sinks:
+        sink.finish()
+    deadline = time.monotonic() + STOP_TIMEOUT
+    for sink in sinks:
+        sink.stop(max(deadline - time.monotonic(), 0.0))
 
 
 def _file(path: Path, rotation: Rotation) -> LogFile:
@@ -103,7 +134,7 @@ def _csv_bodies(csv: PanCsv) -> Bodies:
     return lambda lines: (line.encode() for line in csv.lines(lines))
 
 
-def _ipfix(written: IpfixCollector, index_of: InterfaceIndex) -> Any:
+def _ipfix(written: IpfixCollector, index_of: InterfaceIndex) -> Outlet:
     # Imported only when used: the library behind it is optional.
     from dataplane.sinks.fixbuf import Encoder
     from dataplane.sinks.ipfix import FIELDS_V4, FIELDS_V6, TEMPLATE_V4, TEMPLATE_V6, Ipfix

@@ -30,6 +30,9 @@ STOP_TIMEOUT = 5.0  # seconds
 
 log = logging.getLogger(__name__)
 
+# One sink at a time packs: a first packet, which needs the interpreter, competes with one busy thread and not with all.
+_packing = threading.Lock()
+
 Parcel = tuple[bytes, int]
 """What is sent in one piece, and how many records that are."""
 
@@ -147,14 +150,15 @@ class Sink(threading.Thread):
         return b"".join(batch), records
 
     def _deliver(self, lines: bytes, records: int) -> None:
-        left = records
         try:
-            for payload, n in self._outlet.pack(lines, records):
-                self._send(payload, n)
-                left -= n
+            with _packing:
+                parcels = list(self._outlet.pack(lines, records))
         except Exception:  # a record that cannot be packed must not end the sink
             log.exception("%s: records could not be made", self.title)
-            self._lose(left)
+            self._lose(records)
+        else:
+            for payload, n in parcels:
+                self._send(payload, n)
         with self._counting:
             self._records = max(self._records - records, 0)
 

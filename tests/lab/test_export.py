@@ -238,6 +238,31 @@ def test_dead_servers_and_a_full_disk_delay_no_packet(lab: Lab, control: Control
         assert failing(firewall) >= 2
 
 
+def test_a_full_disk_tears_no_record(lab: Lab, control: Control) -> None:
+    """The file system is full, then it is not: traffic passes all the while, and every line is whole."""
+    small = lab.directory / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(small)], check=True)
+    try:
+        with lab.firewall(config(csv=True), f"--log-dir={small}") as firewall, control.around(firewall):
+            filler = small / "filler"
+            filler.write_bytes(bytes(64 << 10))
+            flood(lab, 300).wait(30)
+            poll(lambda: counters(firewall)["log_record_lost"] > 0, 10, "a record to be lost")
+            control()
+            filler.unlink()
+            (small / "traffic.csv").unlink(missing_ok=True)
+            with lab.udp("client") as sender:
+                sender.sendto(b"x", (SERVER, 9005))
+            log = small / "traffic.json"
+            poll(lambda: '"dport":9005' in log.read_text(), 10, "a record that is written again")
+        *lines, rest = log.read_text().split("\n")
+        assert rest == ""
+        assert all(json.loads(each)["event"] for each in lines)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
 def says(firewall: Firewall, text: str) -> bool:
     """Whether the system log has it."""
     return any(text in row["message"] for row in ask(firewall, "show log system", last=50))
