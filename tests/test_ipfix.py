@@ -156,6 +156,19 @@ def test_messages_are_full_numbered_and_no_longer_than_a_packet():
     assert before == 200
 
 
+def test_a_record_of_two_families_costs_no_other():
+    """There is no template for it; it leaves nothing behind in the encoder."""
+    lost, receiver = Lost(), Receiver()
+    sink = Sink("ipfix", exporter(f"udp://127.0.0.1:{receiver.port}"), lost)
+    sink.write_lines(line(1) + line(2, nat_src="::") + line(3), 3)
+    sink.start()
+    until(lambda: sink.status()["written"] == 2)
+    sink.stop()
+    found = records(*(receiver.socket.recv(65536) for _ in range(3)))
+    assert [numbers(each, FLOW) for each in found] == [[1], [3]]
+    assert lost.records == 1
+
+
 def test_templates_come_first_and_again():
     """To a collector that has missed them, or has been started anew."""
     receiver = Receiver()

@@ -159,8 +159,8 @@ def test_a_name_cannot_break_a_line(tmp_path, text):
     assert json.loads(written) == {"rule": text}
 
 
-def test_a_record_that_cannot_be_packed_does_not_end_the_sink(caplog):
-    """It is counted as lost, and the next one is sent."""
+def test_a_record_that_cannot_be_packed_costs_no_other(caplog):
+    """It is counted as lost; those of the same batch are sent, and so are later ones."""
 
     sent = []
 
@@ -175,12 +175,14 @@ def test_a_record_that_cannot_be_packed_does_not_end_the_sink(caplog):
 
     lost = Lost()
     sink = Sink("picky", Picky(), lost)
+    sink.write_lines(b"good\nbad\nbetter\n", 3)
     sink.start()
-    sink.write_lines(b"bad\n", 1)
     until(lambda: lost.records == 1)
-    sink.write_lines(b"good\n", 1)
+    sink.write_lines(b"bad\n", 1)
+    sink.write_lines(b"best\n", 1)
     sink.stop()
-    assert sent == [b"good\n"]
+    assert sent == [b"good\n", b"better\n", b"best\n"]
+    assert (lost.records, len(caplog.records)) == (2, 1)
 
 
 # ---- files ----

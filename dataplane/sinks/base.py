@@ -81,6 +81,7 @@ class Sink(threading.Thread):
         self._failure: str | None = None
         self._failed_at = 0.0  # monotonic
         self._works = True  # since then
+        self._baffled = False  # a record could not be packed: that is said once
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Queue a record; never blocks. As a line: a waiting dict would take three times the memory."""
@@ -150,17 +151,24 @@ class Sink(threading.Thread):
         return b"".join(batch), records
 
     def _deliver(self, lines: bytes, records: int) -> None:
-        try:
-            with _packing:
-                parcels = list(self._outlet.pack(lines, records))
-        except Exception:  # a record that cannot be packed must not end the sink
-            log.exception("%s: records could not be made", self.title)
-            self._lose(records)
-        else:
-            for payload, n in parcels:
-                self._send(payload, n)
+        for payload, n in self._packed(lines, records):
+            self._send(payload, n)
         with self._counting:
             self._records = max(self._records - records, 0)
+
+    def _packed(self, lines: bytes, records: int) -> list[Parcel]:
+        """One record that cannot be packed costs neither the others nor the sink."""
+        try:
+            with _packing:
+                return list(self._outlet.pack(lines, records))
+        except Exception:
+            if records > 1:
+                return [parcel for line in lines.splitlines(keepends=True) for parcel in self._packed(line, 1)]
+            if not self._baffled:
+                self._baffled = True
+                log.exception("%s: a record could not be made: %r", self.title, lines)
+            self._lose(records)
+            return []
 
     def _send(self, payload: bytes, n: int) -> None:
         """Until the outlet takes it, or it is lost."""

@@ -84,7 +84,8 @@ class Ipfix(Outlet):
 
     def pack(self, lines: bytes, records: int) -> Iterator[Parcel]:
         del records
-        yield from self._encoder.messages(self._packed(lines))
+        packed_records = list(self._packed(lines))  # first all of them: what fails must leave nothing in the encoder
+        yield from self._encoder.messages(packed_records)
 
     def send(self, payload: bytes) -> None:
         now = time.monotonic()
