@@ -234,7 +234,7 @@ def test_dead_servers_and_a_full_disk_delay_no_packet(lab: Lab, control: Control
         (logs / "traffic.csv").rmdir()
         with lab.listener("firewall", DEAD, "127.0.0.1") as listening:
             listening.accept()[0].recv(100)
-            poll(lambda: says(firewall, f"syslog tcp://127.0.0.1:{DEAD} takes records again"), 10, "one to come back")
+            hear(firewall, f"syslog tcp://127.0.0.1:{DEAD} takes records again")
         assert failing(firewall) >= 2
 
 
@@ -263,9 +263,33 @@ def test_a_full_disk_tears_no_record(lab: Lab, control: Control) -> None:
         subprocess.run(["umount", str(small)], check=True)
 
 
-def says(firewall: Firewall, text: str) -> bool:
-    """Whether the system log has it."""
-    return any(text in row["message"] for row in ask(firewall, "show log system", last=50))
+def test_the_system_log_tells_of_the_host_of_exhaustion_and_of_the_stop(lab: Lab, control: Control) -> None:
+    """An address that comes and goes, a pool of one port, and the last words."""
+    settings = config()
+    settings["nat-rules"][0]["source-translation"]["port-range"] = "40000-40000"
+    with lab.firewall(settings) as firewall:
+        control()
+        for number in range(2):
+            attempt(lab, (SERVER, 9006), socket.SOCK_DGRAM, port=9100 + number).close()
+        hear(firewall, "a NAT pool has no port left")
+        for verb, word in (("add", "got"), ("del", "lost")):
+            lab.run("firewall", ["ip", "address", verb, "10.9.9.9/32", "dev", "in0"], check=True)
+            hear(firewall, f"interface in0 has {word} 10.9.9.9")
+        poll(lambda: not ask(firewall, "show session all", filter={"destination-port": "9006"}), 10, "all to end")
+    said = [
+        json.loads(line)["message"] for line in (firewall.directory / "log" / "system.json").read_text().splitlines()
+    ]
+    assert any("stopping" in message for message in said)
+    assert sum("has no port left" in message for message in said) <= 2
+
+
+def hear(firewall: Firewall, text: str) -> None:
+    """Wait until the system log has it."""
+
+    def says() -> bool:
+        return any(text in row["message"] for row in ask(firewall, "show log system", last=50))
+
+    poll(says, 10, f"the system log to say: {text}")
 
 
 def failing(firewall: Firewall) -> int:
@@ -287,7 +311,7 @@ def test_rotation_under_load_and_a_signal_lose_nothing(lab: Lab, control: Contro
         poll(lambda: not ask(firewall, "show session all", filter={"destination-port": "9003"}), 20, "all to end")
         poll(lambda: len(written(path)) >= 2 * count, 10, "every record")
         found = written(path)
-        assert says(firewall, "the logs are opened anew")
+        hear(firewall, "the logs are opened anew")
     assert path.with_name("traffic.json.1").exists()
     assert len(found) == len(set(found)) == 2 * count
 
