@@ -9,10 +9,12 @@ ARGS   ?=
 BUILD_PACKAGES := gcc libc6-dev libnetfilter-queue-dev libnfnetlink-dev iptables iproute2 nftables \
 	clang libbpf-dev libelf-dev
 FUZZ_PACKAGES  := clang libclang-rt-14-dev
-TEST_PACKAGES  := conntrack coturn curl ethtool fish iperf3 iputils-ping iputils-tracepath lftp mandoc netcat-openbsd \
-	procps sip-tester stun-client tcpdump tftp-hpa tftpd-hpa traceroute tshark vsftpd zsh
-# Of prometheus promtool alone: installed it would be a running service. The tests go on without it.
-TEST_UNPACKED  := prometheus
+TEST_PACKAGES  := conntrack coturn curl ethtool fish iperf3 iputils-ping iputils-tracepath lftp libfixbuf9 mandoc \
+	netcat-openbsd nfdump openssl procps sip-tester stun-client tcpdump tftp-hpa tftpd-hpa traceroute tshark vsftpd zsh
+# promtool, and a syslog server that reads PAN-OS's CSV: installed they would be running services, the latter instead of
+# the host's own. The tests go on without them.
+PROMETHEUS     := prometheus
+SYSLOG_NG      := syslog-ng-core syslog-ng-scl libivykis0 libnet1 libpcre3 libwrap0
 # What `make bench` compares with. Of openvswitch-switch the programs alone: installed it would be a running service.
 BENCH_PACKAGES := libdpdk-dev openvswitch-common pkg-config
 BENCH_UNPACKED := openvswitch-switch
@@ -140,11 +142,13 @@ $(VENV)/.build-packages: Makefile
 
 $(VENV)/.test-packages: Makefile
 	$(call debian_packages,$(TEST_PACKAGES),echo "Going on without them.")
+	-@$(MAKE) --no-print-directory build/syslog-ng
+
+build/syslog-ng: | $(VENV)/.test-packages
+	$(call unpacked,$(SYSLOG_NG))
 
 build/prometheus: | $(VENV)/.test-packages
-	@mkdir -p build/packages
-	cd build/packages && apt-get -q -o APT::Sandbox::User=root download $(TEST_UNPACKED)
-	@mkdir -p $@.part && for package in build/packages/$(TEST_UNPACKED)_*.deb; do dpkg -x $$package $@.part; done && mv $@.part $@
+	$(call unpacked,$(PROMETHEUS))
 
 # The bench goes on without what cannot be had, and says so: hence `-` where these are asked for.
 $(VENV)/.bench-packages: Makefile pyproject.toml
@@ -152,15 +156,20 @@ $(VENV)/.bench-packages: Makefile pyproject.toml
 	$(call debian_packages,$(BENCH_PACKAGES),echo "Going on without them.")
 
 build/ovs: | $(VENV)/.bench-packages
-	@mkdir -p build/packages
-	cd build/packages && apt-get -q -o APT::Sandbox::User=root download $(BENCH_UNPACKED)
-	@mkdir -p $@.part && for package in build/packages/$(BENCH_UNPACKED)_*.deb; do dpkg -x $$package $@.part; done && mv $@.part $@
+	$(call unpacked,$(BENCH_UNPACKED))
 
 $(VENV)/.deb-packages: Makefile
 	$(call debian_packages,$(BUILD_PACKAGES) $(DEB_PACKAGES),exit 1)
 
 $(VENV)/.fuzz-packages: Makefile
 	$(call debian_packages,$(FUZZ_PACKAGES),exit 1)
+
+# $(call unpacked,NAMES): what Debian packages hold, below the target, and nothing of it installed.
+define unpacked
+@mkdir -p build/packages
+cd build/packages && apt-get -q -o APT::Sandbox::User=root download $(1) >/dev/null
+@mkdir -p $@.part && for package in $(1); do dpkg -x build/packages/$${package}_*.deb $@.part || exit 1; done && mv $@.part $@
+endef
 
 # $(call debian_packages,NAMES,COMMAND): install those that are missing and leave the target as a stamp; run COMMAND
 # after naming them where that cannot be done. The loop is for a machine whose first boot still updates its lists.

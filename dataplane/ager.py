@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from dataplane.ffi import lib
@@ -34,7 +34,7 @@ class Rates:
 class Ager(threading.Thread):
     """`begun()` is called in every tick, after what has ended is known and before it is told: who logs there tells the
     start of a session before its end. `ended(sessions)` is called with those that end, then `leaving(sessions)` before
-    they are freed.
+    they are freed. `watch(counters)` is called once a second.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Ager(threading.Thread):
         ended: Callable[[Copies], None],
         leaving: Callable[[Copies], None],
         queues: Collection[int] = (),
+        watch: Callable[[Mapping[str, int]], None] = lambda counters: None,
     ) -> None:
         super().__init__(name="ager", daemon=True)
         self.rates = Rates()
@@ -55,6 +56,7 @@ class Ager(threading.Thread):
         self._ended = ended
         self._leaving = leaving
         self._queues = queues
+        self._watch = watch
         self._queue_drops = 0
         self._ending = threading.Event()
         self._longest = 0.0
@@ -115,6 +117,7 @@ class Ager(threading.Thread):
         self.lag, self._longest = self._longest, 0.0
         self._table.set_reserved_ports(*used_ports())
         self._count_queue_drops()
+        self._watch(counters)
 
     def _count_queue_drops(self) -> None:
         states = queue_states(self._queues)

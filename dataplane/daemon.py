@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dataplane import capabilities, stopping
+from dataplane import capabilities, journal, stopping
 from dataplane.commands import handlers
 from dataplane.commit import Committer, first_config
 from dataplane.control import ControlServer
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
     """Run until SIGTERM or SIGINT; the exit code (contract section 1)."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, handlers=[journal.handler()])
     ending = stopping.listen()  # first: a stop that comes during the start must find somebody who cleans up
     stopping.listen_for_reload()
     versions = Versions(state_dir, runtime_dir)
@@ -68,6 +68,7 @@ def _serve(engine: Engine, committer: Committer, runtime_dir: Path, ending: thre
     watchdog = Watchdog(engine.turns)
     try:
         exporter.start()
+        engine.followers.append(exporter.follow)
         control.start()
         notify("READY=1")
         log.info("ready: %d zones, %d security rules", len(engine.config.zones), len(engine.policy.security_rules))
@@ -75,8 +76,11 @@ def _serve(engine: Engine, committer: Committer, runtime_dir: Path, ending: thre
             if reload.is_set():
                 reload.clear()
                 threading.Thread(target=_reload, args=(committer,), name="reload", daemon=True).start()
+            if stopping.take_reopen():
+                engine.reopen_logs()
             watchdog.look()
         notify("STOPPING=1")
+        log.info("stopping: %d sessions end", engine.table.stats()["allocated"])
     finally:
         control.stop()
         committer.stop()

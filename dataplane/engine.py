@@ -22,11 +22,12 @@ from dataplane.diag.diagnosis import Diagnosis
 from dataplane.diag.witness import Witness
 from dataplane.dispatch import Dispatch
 from dataplane.errors import DataplaneError
+from dataplane.events import HostLog, Spells
 from dataplane.ffi import ffi, lib
 from dataplane.flow import Session
 from dataplane.inspection import Inspection
 from dataplane.latency import Latency
-from dataplane.logs import LogWriter, SystemLog, traffic_record
+from dataplane.logs import SystemLog, traffic_record
 from dataplane.names import Names
 from dataplane.offload import Offload
 from dataplane.policy.applications import ICMP, TCP, UDP
@@ -46,6 +47,7 @@ from dataplane.rules.ingress import Ingress
 from dataplane.rules.probe import find_backend, remove_leavings
 from dataplane.rules.sysctls import Sysctls
 from dataplane.sessions import HOST_ZONE, MARK_OWN, MAX_APPLICATIONS, Copies, SessionTable
+from dataplane.sinks import TrafficLog, log_file_sink
 from dataplane.slowpath import HOST_INBOUND, QUEUE_LENGTH, SlowPath, World
 from dataplane.sockets import NO_QUEUE, queue_states
 from dataplane.wires import Wires
@@ -88,9 +90,16 @@ class Engine:
         self.table = SessionTable(config.settings.session.max_sessions, config.settings.nat.oversubscription)
         self.quotas = Quotas(self.table)
         self.bindings = Bindings(self.table, self.quotas)
-        self.traffic_log = LogWriter(log_dir / "traffic.json", self._records_lost)
-        self.system_log = LogWriter(log_dir / "system.json", self._records_lost)
-        self._system_handler = SystemLog(self.system_log)
+        self.log_dir = log_dir
+        self.traffic_log = TrafficLog(
+            config.log,
+            log_dir,
+            self._records_lost,
+            self.names.interface_index,
+            lambda rule: self.ids.security.get(rule, ""),
+        )
+        self.system_log = log_file_sink(log_dir / "system.json", config.log.rotate, self._records_lost)
+        self._system_handler = SystemLog(self.system_log.write)
         self.monitor = Monitor(self._host_changed)
         self._actions: dict[int, str] = {}  # rule number -> action, for the records that C writes
         self.records = Records()
@@ -118,9 +127,14 @@ class Engine:
             self._record,
             self.failed,
         )
-        self.ager = Ager(self.table, self.catch_up, self._sessions_ended, self._sessions_leave, self._queues)
         self.resources = Resources(ThreadLoads(self.threads), self._utilization)
         self.diagnosis = Diagnosis(self.table, self.names, log_dir / "packet-diag", self._watch_slowpath)
+        self._host_log = HostLog(self.monitor.links)
+        spells = Spells(self.table.counters())
+        self.ager = Ager(
+            self.table, self.catch_up, self._sessions_ended, self._sessions_leave, self._queues, spells.look
+        )
+        self.followers: list[Callable[[], None]] = []  # who else lives by the configuration, told of every commit
         self._workers: list[tuple[Any, threading.Thread]] = []
         self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
 
@@ -157,6 +171,12 @@ class Engine:
                 log.exception("stopping goes on after a failure")
         self._replies.close()
         # The table stays mapped: a thread that did not end in time may still look at it, and the process ends now.
+
+    def reopen_logs(self) -> None:
+        """Who rotates log files has moved them; who mends a server wants it to be tried now."""
+        for sink in (*self.traffic_log.sinks, self.system_log):
+            sink.reopen()
+        log.info("the logs are opened anew")
 
     def abandon(self) -> None:
         """Leave everything as a killed daemon does: the rules stay and drop (or pass) what nobody reads."""
@@ -310,8 +330,13 @@ class Engine:
         if after != before:
             self._backend.install(after)
         self._load_settings()
+        for follow in (self._follow_log, *self.followers):
+            follow()
         self._host_changed("link")
         self._sysctls.release(set(before.interfaces) - set(after.interfaces))
+
+    def _follow_log(self) -> None:
+        self.traffic_log.follow(self.config.log)
 
     def _judge(self, policy: CompiledPolicy, ids: RuleIds, before: CompiledPolicy, ids_before: RuleIds) -> Judge:
         world = self._world_of(policy, (), ())
@@ -403,6 +428,7 @@ class Engine:
             self._follow_host(kind)
 
     def _follow_host(self, kind: str) -> None:
+        self._host_log.changed(kind, self.monitor.links)
         before, now = self.slowpath.world, self._world()
         self.slowpath.set_world(now)
         self._tell_table(now)
@@ -503,8 +529,8 @@ class Engine:
             self._write_lines(self.records.ended(sessions))
 
     def _write_lines(self, made: Iterable[tuple[bytes, int]]) -> None:
-        for lines, n in made:
-            if self.config.log.traffic:
+        if self.config.log.traffic:
+            for lines, n in made:
                 self.traffic_log.write_lines(lines, n)
 
     def _sessions_leave(self, sessions: Copies) -> None:
@@ -512,6 +538,10 @@ class Engine:
         for holder in (self.inspection, self.bindings, self.quotas):
             if not holder.idle:
                 holder.ended(sessions)
+
+    def _rule_id(self, rule: str) -> str:
+        """Of a rule's name; of one that is no rule of the policy none."""
+        return self.ids.security.get(rule, "")
 
     def _records_lost(self, n: int) -> None:
         with self._losing:  # a shard has one writer at a time, and anybody may log

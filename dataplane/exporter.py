@@ -36,6 +36,7 @@ class Exporter:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._written: str | None = None  # where it listens
         self._path: Path | None = None
         self._threads: Threads | None = None
 
@@ -53,7 +54,14 @@ class Exporter:
             raise DataplaneError(f"metrics: {written}: {error.strerror or error}") from error
         self._threads = Threads("metrics", CONNECTIONS, lambda connection: answer(connection, scrapes))
         self._threads.start(listener)
+        self._written = written
         log.info("metrics at %s", written)
+
+    def follow(self) -> None:
+        """Listen where a committed configuration says, if that is somewhere else; DataplaneError as in start()."""
+        if self._engine.config.metrics.listen != self._written:
+            self.stop()
+            self.start()
 
     def stop(self) -> None:
         """Cut off every client and wait until nobody is served. Does nothing unless started."""
@@ -61,6 +69,7 @@ class Exporter:
             self._path.unlink(missing_ok=True)
         if self._threads is not None:
             self._threads.stop()
+        self._written = self._path = self._threads = None
 
     def _listen(self, where: Listen) -> socket.socket:
         if where.path:

@@ -105,6 +105,27 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class LogFilter:
+    """Which records of the traffic log are meant: every field that is not None must hold."""
+
+    src: tuple[int, int] | None = None  # first and last address, 128 bits
+    dst: tuple[int, int] | None = None
+    sport: int | None = None
+    dport: int | None = None
+    proto: int | None = None
+    app: str | None = None
+    rule: str | None = None
+    nat_rule: str | None = None
+    from_zone: str | None = None
+    to_zone: str | None = None
+    action: str | None = None
+    event: str | None = None  # start end deny drop
+    session_end_reason: str | None = None
+    session_id: int | None = None
+    since: int | None = None  # seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
     """The first packet of a flow that `test security-policy-match` and `test nat-policy-match` ask about."""
 
@@ -143,6 +164,11 @@ def parse_stage(pairs: object) -> Stage:
     if "file" not in values:
         raise UsageError("file: a name must be given")
     return Stage(**values)
+
+
+def parse_log_filter(pairs: object) -> LogFilter:
+    """The filter of the traffic log that KEY VALUE pairs spell; UsageError for what makes no sense."""
+    return LogFilter(**_values("filter", pairs, LOG_KEYS))
 
 
 def parse_match(pairs: Mapping[str, object], *, application: bool) -> Match:
@@ -236,6 +262,11 @@ def _address(text: str) -> int:
     return first
 
 
+def _protocol(text: str) -> int:
+    """By number or by its usual name."""
+    return PROTOCOLS.get(text) or int(str(number(1, 255)(text)))
+
+
 def _network(text: str) -> tuple[int, int]:
     """First and last address of `ip`, `ip/length` or `ip/netmask`; host bits may be set."""
     if "%" in text:
@@ -249,7 +280,10 @@ def _is_ipv4(address: int) -> bool:
     return address >> 32 == 0xFFFF
 
 
-FIELDS = {"from": "from_zone", "to": "to_zone"}  # words that Python keeps for itself, and their partner
+FIELDS = {"from": "from_zone", "to": "to_zone", "subtype": "event"}
+"""Words that Python keeps for itself, and their partner; a word that PAN-OS has beside ours."""
+LAST = 20  # records of a log that are shown if nothing is said
+PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "gre": 47, "ipv6-icmp": 58, "sctp": 132}
 
 SESSION_KEYS: dict[str, Parser] = {
     "nat": choice("none", "source", "destination", "both", about="which addresses are translated"),
@@ -312,4 +346,26 @@ MATCH_KEYS: dict[str, Parser] = {
     "destination-port": number(0, 65535, "destination port, which TCP and UDP need"),
     "protocol": number(1, 255, "IP protocol: 6 TCP, 17 UDP, 1 ICMP, 58 ICMPv6"),
     "application": named("application", "application, else the one of the destination port"),
+}
+
+_EVENT = choice("start", "end", "deny", "drop", about="what happened to the session")
+LOG_KEYS: dict[str, Parser] = {
+    "src": Kind(_network, "<ip/netmask>", about="source, before translation"),
+    "dst": Kind(_network, "<ip/netmask>", about="destination, before translation"),
+    "sport": number(0, 65535, "source port, before translation"),
+    "dport": number(0, 65535, "destination port, before translation"),
+    "proto": Kind(_protocol, "<protocol>", about="IP protocol, a number or a name: tcp udp icmp"),
+    "app": named("application", "application"),
+    "rule": named("rule", "security rule that decided the session"),
+    "nat-rule": named("nat-rule", "NAT rule that matched"),
+    "from": named("zone", "zone that the first packet came from"),
+    "to": named("zone", "zone that the first packet went to"),
+    "action": choice(
+        "allow", "deny", "drop", "reset-client", "reset-server", "reset-both", about="what the rule has done"
+    ),
+    "event": _EVENT,
+    "subtype": _EVENT,
+    "session-end-reason": Kind(_name, "<reason>", about="why the session ended"),
+    "session-id": number(1, 2**32 - 1, "id that the session had", live="session"),
+    "since": number(1, 4_294_967_295, "seconds: what was written since then"),
 }

@@ -1,5 +1,6 @@
-"""Whether somebody has asked the daemon to stop, or to reload. Only the standard library: it listens before the rest is
-loaded.
+"""Whether somebody has asked the daemon to stop, to reload, or to open its logs anew.
+
+Only the standard library: it listens before the rest is loaded.
 
 Until listen() is called Ctrl-C raises KeyboardInterrupt wherever Python happens to be, and a library that is being
 imported may swallow it.
@@ -10,12 +11,14 @@ import threading
 
 _asked = threading.Event()
 _reload = threading.Event()
+_reopen = threading.Event()
 
 
 def listen() -> threading.Event:
     """Set once SIGTERM or SIGINT has come; the same event at every call. Main thread only."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: _asked.set())
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: _reopen.set())
     return _asked
 
 
@@ -23,3 +26,10 @@ def listen_for_reload() -> threading.Event:
     """Set whenever SIGHUP has come; whoever has seen it clears it. Main thread only."""
     signal.signal(signal.SIGHUP, lambda _number, _frame: _reload.set())
     return _reload
+
+
+def take_reopen() -> bool:
+    """Whether SIGUSR1 has come since the last time: log files were moved and shall be opened anew."""
+    asked = _reopen.is_set()
+    _reopen.clear()
+    return asked

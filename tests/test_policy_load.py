@@ -12,6 +12,7 @@ from dataplane.errors import ConfigError
 from dataplane.policy import document
 from dataplane.policy.load import load, parse
 from dataplane.policy.model import Action, Config
+from dataplane.policy.servers import parse_syslog_server
 
 CONFIG = Path(__file__).parent.parent / "config"
 ZONES = """\
@@ -510,3 +511,51 @@ def test_a_wrong_definition_is_not_reported_again_where_it_is_used():
     """One fault, one line."""
     text = f"{ZONES}addresses: {{a: 10.0.0.300}}\nsecurity-rules: [{{name: r, action: deny, source: [a]}}]"
     assert problems(text) == ["f.yaml:4: addresses.a: '10.0.0.300' is not an IPv4 or IPv6 address"]
+
+
+LOGS = """{traffic: true, csv: true, rotate: {size-mb: 100, keep: 9}, syslog: [{to: "udp://192.0.2.9", format: csv},
+  {to: "tls://log.example:7000", ca-file: /etc/ca.pem, facility: daemon, app-name: fw1}, {to: "unix:///dev/log"}],
+  ipfix: [{to: "tcp://[2001:db8::9]:9995", domain: 7}]}"""
+
+
+def test_the_logs_have_sinks():
+    """Ports are those of the RFCs unless said; what is not said is as before."""
+    log = parse(f"{ZONES}log: {LOGS}", "f.yaml").log
+    assert [server.to for server in log.syslog] == ["udp://192.0.2.9", "tls://log.example:7000", "unix:///dev/log"]
+    assert (log.rotate.size_mb, log.rotate.keep, log.ipfix[0].domain) == (100, 9, 7)
+    assert parse_syslog_server("udp://192.0.2.9").port == 514
+    assert parse_syslog_server("tls://log.example").port == 6514
+    before = parse(f"{ZONES}log: {{traffic: true}}", "f.yaml").log
+    assert (before.csv, before.rotate.size_mb, before.syslog, before.ipfix) == (False, 0, (), ())
+
+
+@pytest.mark.parametrize(
+    ("log", "problem"),
+    [
+        ("{sylog: []}", "log.sylog: unknown key"),
+        ("{rotate: {size: 1}}", "log.rotate.size: unknown key"),
+        ("{rotate: {keep: 0}}", "log.rotate.keep: must be at least 1, not 0"),
+        ("{syslog: [{format: csv}]}", "log.syslog[0].to: is missing"),
+        ("{syslog: [{to: 192.0.2.9}]}",
+         "log.syslog[0].to: '192.0.2.9' must begin with udp:// or tcp:// or tls:// or unix://"),
+        ("{syslog: [{to: 'udp://'}]}", "log.syslog[0].to: 'udp://' must be udp://HOST or udp://HOST:PORT"),
+        ("{syslog: [{to: 'unix://x/y'}]}", "log.syslog[0].to: 'unix://x/y' must be unix:///PATH, of at most 107 bytes"),
+        ("{syslog: [{to: 'udp://a:0'}]}", "log.syslog[0].to: port 0 is no port"),
+        ("{syslog: [{to: 'udp://a', app-name: 'a b'}]}",
+         "log.syslog[0].app-name: must be 1 to 48 printable ASCII characters without a blank"),
+        ("{syslog: [{to: 'udp://a', ca-file: x}]}", "log.syslog[0].ca-file: is for tls:// alone"),
+        ("{syslog: [{to: 'udp://a'}, {to: 'udp://a'}]}", "log.syslog[1].to: 'udp://a' is already there"),
+        ("{ipfix: [{to: 'tls://a'}]}", "log.ipfix[0].to: 'tls://a' must begin with udp:// or tcp://"),
+        ("{traffic: false, csv: true}", "log.csv: needs traffic: true"),
+    ],
+)  # fmt: skip
+def test_an_impossible_sink_is_refused(log, problem):
+    """At its place."""
+    assert problem in [line.split(": ", 1)[1] for line in problems(f"{ZONES}log: {log}")]
+
+
+@pytest.mark.parametrize("port", ["99999", "x", "-1"])
+def test_a_port_that_is_none_is_refused(port):
+    """Whatever urllib says of it."""
+    (problem,) = problems(f"{ZONES}log: {{syslog: [{{to: 'udp://a:{port}'}}]}}")
+    assert "log.syslog[0].to: " in problem

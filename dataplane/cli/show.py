@@ -9,6 +9,7 @@ import click
 from dataplane import filters, text
 from dataplane.cli import statistics
 from dataplane.cli.base import caller, json_option, runtime_dir_option
+from dataplane.cli.log import show_log
 from dataplane.cli.output import decoded, emit, emit_list, emit_object, json_list, undecoded
 from dataplane.cli.words import COUNTER_LIST, SESSION_LIST, session_selection
 from dataplane.client import request
@@ -144,3 +145,4 @@ show_session.add_command(statistics.session_top)
 show_counter.add_command(statistics.counter_queue)
 show_running.add_command(statistics.resource_monitor)
 show.add_command(statistics.rule_hit_count)
+show.add_command(show_log)

@@ -7,6 +7,7 @@ from dataplane.errors import UsageError
 from dataplane.filters import (
     COUNTER_KEYS,
     COUNTER_NAME,
+    LOG_KEYS,
     MATCH_KEYS,
     PACKET_KEYS,
     SESSION_KEYS,
@@ -34,6 +35,9 @@ TOP = Grammar(
     },
     filter=SESSION_FILTER.filter,
 )
+LAST_RECORDS = number(1, 1_000_000, "the newest so many records; 20 unless it is said")
+TRAFFIC_LOG = Grammar({"last": LAST_RECORDS}, filter={**LOG_KEYS, "last": LAST_RECORDS})
+SYSTEM_LOG = Grammar({"last": LAST_RECORDS})
 SWITCH = {"on": "from now on", "off": "no more"}
 PACKET_FILTER = Grammar({"index": number(1, 4, "the filter's place")}, filter=PACKET_KEYS, lead="match", alone=SWITCH)
 STAGE = choice("receive", "firewall", "transmit", "drop", about="where on its way a packet is captured")

@@ -258,6 +258,7 @@ class _Check:
         metrics = self.config.metrics
         if metrics.listen is not None and not metrics.allow_remote and not parse_listen(metrics.listen).is_local:
             yield Problem(("metrics", "listen"), f"other hosts could reach {metrics.listen}; say allow-remote: true")
+        yield from self._log()
 
     def _zones(self) -> Iterator[Problem]:
         yield from _repeated("zones", [zone.name for zone in self.config.zones])
@@ -319,6 +320,21 @@ class _Check:
             yield Problem(
                 ("settings", "queue", "first"), f"the slow queue {queue.first + workers} is beyond {_LAST_QUEUE}"
             )
+
+    def _log(self) -> Iterator[Problem]:
+        log = self.config.log
+        if not log.traffic:
+            for key in ("csv", "syslog", "ipfix"):
+                if getattr(log, key):
+                    yield Problem(("log", key), "needs traffic: true")
+        for i, server in enumerate(log.syslog):
+            if server.ca_file is not None and not server.to.startswith("tls:"):
+                yield Problem(("log", "syslog", i, "ca-file"), "is for tls:// alone")
+        for key, servers in (("syslog", log.syslog), ("ipfix", log.ipfix)):
+            seen = [server.to for server in servers]
+            for i, to in enumerate(seen):
+                if to in seen[:i]:
+                    yield Problem(("log", key, i, "to"), f"'{to}' is already there")
 
     # One name: the reason why it cannot stand where it does, or None.
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from dataplane.policy.listen import parse_listen
 from dataplane.policy.objects import ANY, LAST_PORT, parse_address, parse_default_port, parse_ports, parse_tags
+from dataplane.policy.servers import parse_collector, parse_syslog_server
 
 APPLICATION_DEFAULT = "application-default"
 DEFAULT_RULES = ("intrazone-default", "interzone-default")
@@ -23,11 +24,18 @@ MAX_ZONES = 250
 MAX_WORKERS = 64
 LEAST_MSS, LARGEST_MSS = 536, 9000
 MAX_SESSIONS = 1 << 24
+MAX_APP_NAME = 48
+"""RFC 5424."""
 
 _Item = TypeVar("_Item")
 Many = Annotated[tuple[_Item, ...], Strict(False)]
 """A YAML list, kept as a tuple; its items stay strict."""
 Some = Annotated[tuple[_Item, ...], Strict(False), Field(min_length=1)]
+
+Facility = Literal[
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
+    "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
+]  # fmt: skip
 
 
 def _check_name(text: str) -> str:
@@ -106,6 +114,12 @@ def _check_clamp(value: object) -> object:
     if value != "auto" and not number:
         raise ValueError(f"must be auto or a number from {LEAST_MSS} to {LARGEST_MSS}")
     return value
+
+
+def _check_app_name(text: str) -> str:
+    if not 0 < len(text) <= MAX_APP_NAME or any(not "!" <= sign <= "~" for sign in text):
+        raise ValueError(f"must be 1 to {MAX_APP_NAME} printable ASCII characters without a blank")
+    return text
 
 
 def _check_workers(value: object) -> object:
@@ -397,10 +411,44 @@ class Settings(_Noun):
     dispatch_cache: bool = True
 
 
+class Rotation(_Noun):
+    """When a log file makes room for the next one, and how many older ones stay."""
+
+    size_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    """0: a file grows for ever, or until something else rotates it."""
+    keep: Annotated[int, Field(ge=1, le=999)] = 5
+
+
+class SyslogServer(_Noun):
+    """A server that gets the traffic log as RFC 5424."""
+
+    to: Annotated[str, _checked(parse_syslog_server)]
+    format: Literal["json", "csv"] = "json"
+    facility: Facility = "local0"
+    app_name: Annotated[str, AfterValidator(_check_app_name)] = "dataplane"
+    ca_file: str | None = None
+    """For tls: whose signature the server's certificate needs; the system's authorities if not said."""
+
+
+class IpfixCollector(_Noun):
+    """A collector that gets a flow record of each record of the traffic log."""
+
+    to: Annotated[str, _checked(parse_collector)]
+    domain: Annotated[int, Field(ge=0, le=(1 << 32) - 1)] = 1
+    """The observation domain that the records name."""
+    template_refresh: Annotated[int, Field(ge=1, le=86400)] = 60
+    """Seconds."""
+
+
 class LogSettings(_Noun):
-    """Which logs are written."""
+    """Which logs are written, and where to."""
 
     traffic: bool = True
+    csv: bool = False
+    """traffic.csv, as PAN-OS writes it, beside traffic.json."""
+    rotate: Rotation = Rotation()
+    syslog: Many[SyslogServer] = ()
+    ipfix: Many[IpfixCollector] = ()
 
 
 class MetricsSettings(_Noun):

@@ -4,6 +4,7 @@ from dataplane.text.base import Json, printable, printable_lines
 from dataplane.text.commit import commit_preview, committed, confirmed, versions
 from dataplane.text.counters import alg, counters, rule_hit_count
 from dataplane.text.diagnosis import diagnosis_log, diagnosis_setting
+from dataplane.text.logs import log_status, system_log, traffic_log
 from dataplane.text.policy import ippool, nat_match, nat_policy, security_match, security_policy
 from dataplane.text.sessions import INFO_TIMEOUTS, session_all, session_id, session_info, session_meter
 from dataplane.text.top import queues, resource_monitor, top
@@ -21,6 +22,7 @@ __all__ = [
     "diagnosis_log",
     "diagnosis_setting",
     "ippool",
+    "log_status",
     "nat_match",
     "nat_policy",
     "printable",
@@ -34,6 +36,8 @@ __all__ = [
     "session_id",
     "session_info",
     "session_meter",
+    "system_log",
     "top",
+    "traffic_log",
     "versions",
 ]
