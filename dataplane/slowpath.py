@@ -518,10 +518,13 @@ class SlowPath(threading.Thread):
         try:
             session_id = self._install(key, match.decision._replace(ingress=first.ingress), length)
         except (InstallError, AlreadyInstalled) as error:
+            if isinstance(error, InstallError):
+                self._nat.failed(match.decision.nat_rule, error.counter)
             self._inspection.failed(match)
             return isinstance(error, AlreadyInstalled)
         self._inspection.installed(match, session_id)
         self._table.count(lib.FLOW_SLOWPATH_PREDICT)
+        self._nat.hit(match.decision.nat_rule)
         self._begun(session_id, self._rule(match.decision.rule), match.decision.rule)
         return True
 

@@ -3,15 +3,17 @@
 client ───── firewall ───── server        a scraper asks 127.0.0.1 in the firewall's namespace
 """
 
+import os
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.lab.console import ask, counters, info, rule, zones
+from tests.lab.console import Control, ask, counters, info, rule, zones
 from tests.lab.firewall import Firewall
 from tests.lab.lab import CLIENT, SERVER, Lab, end, poll
 from tests.lab.offloaded import PLAIN, V4, Datagrams
@@ -248,3 +250,37 @@ def test_ends_have_their_reasons(net):
     now = counters(firewall)
     reasons = sum(value for name, value in now.items() if name.startswith("session_end_"))
     assert reasons == now["session_expired"]
+
+
+def test_scrapers_that_mean_no_good_harm_nothing(net):
+    """Many that say nothing, and garbage without end: traffic passes, first packets are decided, nothing is logged."""
+    lab, firewall = net
+    control, ending = Control(lab), threading.Event()
+
+    def babble() -> None:
+        while not ending.is_set():
+            with lab.inside("firewall"), socket.socket() as sock:
+                sock.settimeout(10)
+                try:
+                    sock.connect(("127.0.0.1", METRICS))
+                    sock.sendall(os.urandom(300))
+                except OSError:
+                    pass  # cut off, as it should be
+
+    with lab.inside("firewall"):
+        silent = [socket.create_connection(("127.0.0.1", METRICS), timeout=10) for _ in range(20)]
+    said = firewall.log()
+    babbling = [threading.Thread(target=babble) for _ in range(3)]
+    for thread in babbling:
+        thread.start()
+    try:
+        for _ in range(50):
+            control()
+    finally:
+        ending.set()
+        for thread in babbling:
+            thread.join()
+        for sock in silent:
+            sock.close()
+    assert told(lab)["dataplane_sessions_limit",] == CONFIG["settings"]["session"]["max-sessions"]
+    assert firewall.log() == said
