@@ -23,6 +23,7 @@ from tests.lab.capture import Capture
 from tests.lab.firewall import ROOT, Firewall
 from tests.lab.lab import CLIENT, IN0, OUT0, SERVER, Lab, LabError, poll
 from tests.lab.servers import FtpClient, directory, six, vsftpd
+from tests.lab.story import tell
 
 CONFIG = ROOT / "config" / "demo.yaml"
 WIRE_CONFIG = ROOT / "config" / "examples" / "virtual-wire.yaml"
@@ -88,13 +89,18 @@ def main() -> int:
         print("demo: network namespaces need root", file=sys.stderr)
         return 1
     parser = argparse.ArgumentParser(prog="make demo")
-    parser.add_argument("--bridge", action="store_true", help="the firewall is a virtual wire")
-    bridge = parser.parse_args().bridge
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--bridge", action="store_true", help="the firewall is a virtual wire")
+    kind.add_argument("--story", action="store_true", help="a connection fails, and an operator finds out why")
+    wanted = parser.parse_args()
     signal.signal(signal.SIGTERM, interrupt)
     checks = Checks()
     try:
-        with Lab(bridge=bridge) as lab:
-            (demonstrate_wire if bridge else demonstrate)(lab, checks)
+        with Lab(bridge=wanted.bridge) as lab:
+            if wanted.story:
+                tell(lab)
+            else:
+                (demonstrate_wire if wanted.bridge else demonstrate)(lab, checks)
     except KeyboardInterrupt:
         print("\ndemo: interrupted; everything it made is removed", file=sys.stderr)
         return 130
