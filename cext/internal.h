@@ -65,13 +65,18 @@ struct zone_map {
 	uint8_t  zone[MAX_INTERFACES];
 };
 
+#define FLOW_LOCKS 256
+
 /* What offload.c and the program in the kernel share, and who asks to be there. */
 struct offload {
-	int flows;                    /* the map's descriptor */
 	uint32_t capacity;
-	struct offloaded *entries;    /* the kernel's memory */
+	uint32_t bucket_count;        /* a power of two */
+	struct offload_secret secret;
+	struct offload_bucket *buckets;  /* the kernel's memory, as are the entries */
+	struct offloaded *entries;
 	uint64_t *used;               /* a bit for each entry */
 	struct offers *offers;        /* by shard */
+	uint32_t flow_lock[FLOW_LOCKS];  /* each guards some of the buckets against other writers */
 };
 
 #define OFFLOAD_NEVER (FLAG_HOST | FLAG_ONE_WAY | FLAG_INSPECTED | FLAG_ADJUSTED | FLAG_OFFLOADED)

@@ -2,28 +2,27 @@
  * how they come back.
  *
  *     worker: nothing more needs to be seen of it ─► offer ring ─► Python: where does it go ─► session_offload()
- *                                                                                   entry, then both keys into the map
- *     FIN, RST, the end of the session, a hop that changes ─► offload_take_off(): keys out of the map, numbers merged
+ *                                                                                 entry, then both flows into the table
+ *     FIN, RST, the end of the session, a hop that changes ─► offload_take_off(): flows out of the table, numbers merged
  *
- * An entry (struct offloaded) is memory of the kernel's, mapped here, so that what the program counts is read without a
- * system call.  A session that is offloaded is merged with its entry whenever somebody looks at it or judges one of its
+ * Table and entries (struct offloaded) are memory of the kernel's, mapped here: a session comes and goes, and what the
+ * program counts is read, without a system call.  The table has a bucket of a cache line for at most four flows on
+ * average, which is never chained: who finds no slot is not offloaded.  A session that is offloaded is merged with its entry whenever somebody looks at it or judges one of its
  * packets: packets and bytes move over, the numbers of TCP are copied.  What C has tracked since is published to the entry.
  *
- * A program that found the entry a moment before its keys were removed may still count.  So the entry stays with its
+ * A program that found the entry a moment before its flows were removed may still count.  So the entry stays with its
  * session (FLAG_ENTRY) until a sweep that comes later, or the session's end, has merged it once more.
  *
- * Entry i of a session is one of a few that follow its id; a table no larger than the map has one for each.  Locks: the
- * session's slot is locked wherever its entry is touched.  An entry is claimed by one thread, Python's.
+ * Entry i of a session is one of a few that follow its id; as many entries as sessions are one for each.  Locks: the
+ * session's slot is locked wherever its entry is touched, and before a bucket's.
  */
-#include <errno.h>
-#include <linux/bpf.h>
 #include <netinet/in.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
+#include <sys/random.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "internal.h"
+#include "offloadhash.h"
 
 #define CLAIM_PROBES 8
 #define OFFERS 1024u
@@ -43,16 +42,38 @@ struct offers {
 	uint32_t id[OFFERS];
 };
 
+static bool draw_secret(struct offload_secret *secret)
+{
+	if (getrandom(secret->add, sizeof(secret->add), 0) != sizeof(secret->add) ||
+	    getrandom(&secret->odd, sizeof(secret->odd), 0) != sizeof(secret->odd))
+		return false;
+	secret->odd |= 1;
+	return true;
+}
+
+/* At most four flows to a bucket on average: one that overflows is a rarity even when every entry is taken. */
+static void lay_out(struct offload *o)
+{
+	o->bucket_count = 2;
+	o->secret.shift = 63;
+	while (o->bucket_count < o->capacity / 2) {
+		o->bucket_count *= 2;
+		o->secret.shift--;
+	}
+}
+
 struct offload *offload_create(uint32_t capacity)
 {
 	struct offload *o = calloc(1, sizeof(*o));
 
+	assert(capacity <= MAX_OFFLOADED);
 	if (!o)
 		return NULL;
 	o->capacity = capacity;
+	lay_out(o);
 	o->used = calloc(capacity / WORD + 1, sizeof(*o->used));
 	o->offers = calloc(SHARD_SLOW, sizeof(*o->offers));
-	if (o->used && o->offers)
+	if (o->used && o->offers && draw_secret(&o->secret))
 		return o;
 	offload_destroy(o);
 	return NULL;
@@ -77,36 +98,55 @@ static struct offload *offload_of(const struct table *t)
 	return __atomic_load_n(&t->offload, __ATOMIC_ACQUIRE);
 }
 
-/* ---- the kernel's map ---- */
+/* ---- the kernel's table ---- */
 
-static int map_call(int command, int map, const void *key, const void *value)
+static uint32_t *flow_lock(struct offload *o, uint32_t bucket)
 {
-	union bpf_attr attr;
-
-	memset(&attr, 0, sizeof(attr));
-	attr.map_fd = (uint32_t)map;
-	attr.key = (uintptr_t)key;
-	attr.value = (uintptr_t)value;
-	return syscall(SYS_bpf, command, &attr, sizeof(attr)) ? errno : 0;
+	return &o->flow_lock[bucket % FLOW_LOCKS];
 }
 
-static void unmap_flows(const struct offload *o, const struct session *s)
+/* Puts `with` where `what` stands in the bucket of a hash; false: it stands nowhere. */
+static bool slot_replace(struct offload *o, uint64_t hash, uint32_t what, uint32_t with)
 {
-	for (int dir = 0; dir < 2; dir++)
-		map_call(BPF_MAP_DELETE_ELEM, o->flows, &s->key[dir], NULL);
+	uint32_t at = offload_bucket_of(hash, &o->secret), *slot = o->buckets[at].slot;
+	int i = 0;
+
+	spin_lock(flow_lock(o, at));
+	while (i < OFFLOAD_SLOTS && slot[i] != what)
+		i++;
+	if (i < OFFLOAD_SLOTS)
+		__atomic_store_n(&slot[i], with, __ATOMIC_RELEASE);
+	spin_unlock(flow_lock(o, at));
+	return i < OFFLOAD_SLOTS;
 }
 
-static bool map_flows(const struct offload *o, const struct session *s, uint32_t index)
+static uint64_t hash_of(const struct offload *o, const struct flow_key *key)
 {
-	for (uint32_t dir = 0; dir < 2; dir++) {
-		uint32_t ref = index << 1 | dir;
+	return offload_hash(key, &o->secret, key->family);
+}
 
-		if (!map_call(BPF_MAP_UPDATE_ELEM, o->flows, &s->key[dir], &ref))
-			continue;
-		unmap_flows(o, s);
+static void unmap_flow(struct offload *o, const struct flow_key *key, uint32_t ref)
+{
+	uint64_t hash = hash_of(o, key);
+
+	slot_replace(o, hash, offload_slot(hash, ref), 0);
+}
+
+static bool map_flow(struct offload *o, const struct flow_key *key, uint32_t ref)
+{
+	uint64_t hash = hash_of(o, key);
+
+	return slot_replace(o, hash, 0, offload_slot(hash, ref));
+}
+
+static bool map_flows(struct offload *o, const struct session *s, uint32_t index)
+{
+	if (!map_flow(o, &s->key[0], index << 1))
 		return false;
-	}
-	return true;
+	if (map_flow(o, &s->key[1], index << 1 | 1))
+		return true;
+	unmap_flow(o, &s->key[0], index << 1);
+	return false;
 }
 
 /* ---- entries ---- */
@@ -130,17 +170,22 @@ static uint32_t find_entry(const struct offload *o, uint32_t id)
 	return 0;
 }
 
+/* Whoever was here before has rested; only the owner is written under others' eyes. */
+static void clear_entry(struct offloaded *entry, uint32_t id)
+{
+	memset(entry, 0, offsetof(struct offload_flow, session));
+	memset(&entry->flow[0].session + 1, 0, sizeof(*entry) - offsetof(struct offload_flow, session) - sizeof(id));
+}
+
 static uint32_t claim_entry(struct offload *o, uint32_t id)
 {
-	uint32_t index;
-
 	for (uint32_t i = 0; i < CLAIM_PROBES; i++) {
-		index = place_of(o, id, i);
-		if (__atomic_load_n(owner_of(o, index), __ATOMIC_ACQUIRE))
+		uint32_t index = place_of(o, id, i), nobody = 0;
+
+		if (!__atomic_compare_exchange_n(owner_of(o, index), &nobody, id, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
 			continue;
-		memset(&o->entries[index], 0, sizeof(o->entries[index]));
-		__atomic_store_n(owner_of(o, index), id, __ATOMIC_RELAXED);
-		__atomic_fetch_or(&o->used[index / WORD], 1ull << index % WORD, __ATOMIC_RELEASE);
+		clear_entry(&o->entries[index], id);
+		__atomic_fetch_or(&o->used[index / WORD], 1ull << index % WORD, __ATOMIC_SEQ_CST);
 		return index + 1;
 	}
 	return 0;
@@ -348,6 +393,8 @@ static void fill_flow(const struct session *s, int dir, const struct hop *hop, s
 	flow->address_delta = difference(from->src, to.src, 32);
 	flow->port_delta = difference(&from->sport, &to.sport, 4);
 	flow->translated = !key_equal(from, &to);
+	flow->proto = from->proto | (from->family == 6 ? OFFLOAD_IPV6 : 0);
+	flow->zone = from->zone;
 	flow->window_scale = s->window_scale[dir];
 	flow->tcp = s->key[0].proto == IPPROTO_TCP ? s->tcp[dir] : (struct tcp_flow){0};
 	flow->hop = *hop;
@@ -402,13 +449,16 @@ enum offload_result session_offload(struct table *t, uint32_t id, uint32_t gener
 void offload_take_off(struct table *t, struct session *s)
 {
 	struct offload *o = offload_of(t);
+	uint32_t index;
 
 	if (!o || !(s->flags & FLAG_OFFLOADED))
 		return;
-	unmap_flows(o, s);
+	index = find_entry(o, session_id(t, s)) - 1;
+	for (uint32_t dir = 0; dir < 2; dir++)
+		unmap_flow(o, &s->key[dir], index << 1 | dir);
 	offload_merge(t, s);
 	s->flags &= (uint16_t)~FLAG_OFFLOADED;
-	entry_of(t, s)->flow[0].taken_off = table_now();
+	o->entries[index].flow[0].taken_off = table_now();
 	count_atomically(t, SESSION_ONLOADED, 1);
 }
 

@@ -28,8 +28,7 @@ from tests.lab.capture import ones_complement
 from tests.talk import INSIDE, OUTSIDE, TCP, TIMERS, UDP, Connection, Echo, EchoReply, Firewall, recomputed
 
 SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine())
-LOOKUP, UPDATE, NEXT_KEY, TEST_RUN = 1, 2, 4, 10  # linux/bpf.h
-ARRAY, HASH = 2, 1
+ARRAY, TEST_RUN = 2, 10  # linux/bpf.h
 REDIRECT, UP = 7, 0xFFFFFFFF  # TC_ACT_REDIRECT, TC_ACT_UNSPEC
 TICK = 100_000_000  # ns
 LOOPBACK = 1
@@ -74,16 +73,15 @@ class Kernel:
         assert self.program != ffi.NULL, os.strerror(ffi.errno)
         opened = {fd: text for fd, text in descriptors().items() if fd not in before}
         (self.run_fd,) = [fd for fd, text in opened.items() if "prog_type" in text]
-        self.flows = self._map(opened, HASH, ffi.sizeof("struct flow_key"))
-        entries = self._map(opened, ARRAY, 4, ffi.sizeof("struct offloaded"))
-        self._memory = mmap.mmap(entries, sessions * ffi.sizeof("struct offloaded"))
-        self.entries = ffi.from_buffer("struct offloaded[]", self._memory)
+        self.entries = self._array(opened, "struct offloaded", sessions)
+        self.buckets = self._array(opened, "struct offload_bucket", sessions // 2)
 
     @staticmethod
-    def _map(opened: dict[int, str], kind: int, key: int, value: int = 4) -> int:
-        wanted = f"map_type:\t{kind}\nkey_size:\t{key}\nvalue_size:\t{value}\n"
+    def _array(opened: dict[int, str], of: str, n: int) -> Any:
+        """The memory of a map that is shared with the daemon."""
+        wanted = f"map_type:\t{ARRAY}\nkey_size:\t4\nvalue_size:\t{ffi.sizeof(of)}\nmax_entries:\t{n}\n"
         (fd,) = [fd for fd, text in opened.items() if wanted in text]
-        return fd
+        return ffi.from_buffer(f"{of}[]", mmap.mmap(fd, n * ffi.sizeof(of)))
 
     def entry(self, session: int) -> Any:
         """The entry of a session, None if it has none."""
@@ -91,18 +89,19 @@ class Kernel:
 
     def mapped(self) -> dict[bytes, int]:
         """What the program finds: flow key -> index << 1 | direction."""
-        found: dict[bytes, int] = {}
-        size = ffi.sizeof("struct flow_key")
-        key, following, value = (ctypes.create_string_buffer(n) for n in (size, size, 4))
-        at = 0
-        with contextlib.suppress(FileNotFoundError):
-            while True:
-                bpf(NEXT_KEY, struct.pack("=IxxxxQQ", self.flows, at, ctypes.addressof(following)))
-                key.raw = following.raw
-                at = ctypes.addressof(key)
-                bpf(LOOKUP, struct.pack("=IxxxxQQQ", self.flows, at, ctypes.addressof(value), 0))
-                found[key.raw] = struct.unpack("=I", value.raw)[0]
+        refs = [slot % (1 << lib.OFFLOAD_REF_BITS) for bucket in self.buckets for slot in bucket.slot if slot]
+        found = {self.key(self.entries[ref >> 1], ref & 1): ref for ref in refs}
+        assert len(found) == len(refs)
         return found
+
+    @staticmethod
+    def key(entry: Any, side: int) -> bytes:
+        """The key of a flow, from how the other one leaves."""
+        flow, back = entry.flow[side], entry.flow[not side]
+        protocol = flow.proto % lib.OFFLOAD_IPV6
+        family = 6 if flow.proto >= lib.OFFLOAD_IPV6 else 4
+        key = ffi.new("struct flow_key *", [back.dst, back.src, back.dport, back.sport, protocol, flow.zone, family])
+        return bytes(ffi.buffer(key))
 
     def take(self, packet: Packet | bytes, zone: int, wire: bool = False) -> bytes | None:
         """A packet that comes in from a zone: the frame that the program sends on; None: it leaves it to others."""
