@@ -233,8 +233,8 @@ static enum verdict track(struct packet *pkt, struct session *s, int dir, const 
 			follow_offload(s, b);
 	}
 	account(s, dir, pkt->ip_len);
-	if (b->table->offload && !(s->flags & (OFFLOAD_NEVER | FLAG_OFFERED)) && offload_suits(s))
-		offload_offer(b, s);
+	if (b->table->offload && !(s->flags & (OFFLOAD_NEVER | FLAG_OFFERED)))
+		offload_consider(b, pkt, s);
 	return VERDICT_CONTINUE;
 }
 

@@ -76,6 +76,8 @@ struct offload {
 	struct offloaded *entries;
 	uint64_t *used;               /* a bit for each entry */
 	struct offers *offers;        /* by shard */
+	struct hops *hops;            /* that Python has found */
+	int bell;                     /* eventfd: something is offered */
 	uint32_t flow_lock[FLOW_LOCKS];  /* each guards some of the buckets against other writers */
 };
 
@@ -341,14 +343,21 @@ int64_t cache_begin(const struct packet *pkt, const struct burst *b);   /* a new
 struct offload *offload_create(uint32_t capacity);                                     /* NULL: no memory */
 void offload_destroy(struct offload *o);
 void offload_begin(struct table *t, struct offload *o);
-bool offload_suits(const struct session *s);
-void offload_offer(const struct burst *b, struct session *s);
+void offload_consider(const struct burst *b, const struct packet *pkt, struct session *s);
 void offload_merge(struct table *t, struct session *s);
 bool offload_overtakes(const struct table *t, const struct session *s, const struct packet *pkt);
 void offload_publish(struct table *t, const struct session *s);
 void offload_take_off(struct table *t, struct session *s);
 bool offload_lingers(struct table *t, struct session *s, uint32_t now);
 void offload_forget(struct table *t, struct session *s);
+
+/* hop.c */
+enum hop_answer { HOP_UNKNOWN, HOP_NONE, HOP_KNOWN };
+struct hops *hops_create(void);                                                        /* NULL: no memory */
+void hops_destroy(struct hops *hops);
+uint32_t hops_epoch(const struct hops *hops);
+enum hop_answer hop_find(const struct table *t, struct hops *hops, const uint8_t *address, uint8_t zone, uint32_t epoch,
+			 struct hop *hop);
 
 /* fastpath.c */
 /* The two halves of a packet's way: what it is (CONTINUE: pkt->key and its hash are known), and what becomes of it. */

@@ -16,10 +16,13 @@
  * Entry i of a session is one of a few that follow its id; as many entries as sessions are one for each.  Locks: the
  * session's slot is locked wherever its entry is touched, and before a bucket's.
  */
+#include <errno.h>
 #include <netinet/in.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
 #include <sys/random.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "internal.h"
 #include "offloadhash.h"
@@ -28,6 +31,7 @@
 #define OFFERS 1024u
 #define ENOUGH_PACKETS 3          /* of a session without a handshake: one question and its answer are not worth it */
 #define ENOUGH_SEGMENTS 8u        /* nor are they of a connection, handshake included */
+#define QUESTIONS 16u             /* of a worker in a tick: to answer them costs Python a hundredth of its time */
 #define SETTLE 10u                /* ticks after which no program can still hold an entry */
 #define WORD 64u
 #define TICK_NS (1000000000u / TENTHS)
@@ -39,6 +43,8 @@ _Static_assert(offsetof(struct offload_flow, packets) == 64, "the line that is w
 struct offers {
 	uint32_t head;
 	uint32_t tail;
+	uint32_t asked;               /* questions in tick asked_at */
+	uint32_t asked_at;
 	uint32_t id[OFFERS];
 };
 
@@ -73,7 +79,9 @@ struct offload *offload_create(uint32_t capacity)
 	lay_out(o);
 	o->used = calloc(capacity / WORD + 1, sizeof(*o->used));
 	o->offers = calloc(SHARD_SLOW, sizeof(*o->offers));
-	if (o->used && o->offers && draw_secret(&o->secret))
+	o->hops = hops_create();
+	o->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (o->used && o->offers && o->hops && o->bell >= 0 && draw_secret(&o->secret))
 		return o;
 	offload_destroy(o);
 	return NULL;
@@ -83,8 +91,11 @@ void offload_destroy(struct offload *o)
 {
 	if (!o)
 		return;
+	if (o->bell >= 0)
+		close(o->bell);
 	free(o->used);
 	free(o->offers);
+	hops_destroy(o->hops);
 	free(o);
 }
 
@@ -263,6 +274,13 @@ static void take_numbers(struct session *s, int dir, const struct offload_flow *
 		raise_numbers(&s->tcp[dir], &numbers);
 }
 
+/* Of a connection that was answered the kernel takes no less from the client than what acknowledges the answer. */
+static void take_handshake(struct session *s, int dir)
+{
+	if (dir == 0 && s->key[0].proto == IPPROTO_TCP && s->tcp_state == TCP_SYN_RECEIVED)
+		s->tcp_state = TCP_ESTABLISHED;
+}
+
 void offload_merge(struct table *t, struct session *s)
 {
 	struct offloaded *entry = entry_of(t, s);
@@ -274,6 +292,8 @@ void offload_merge(struct table *t, struct session *s)
 
 		take_numbers(s, dir, flow);
 		seen = take_counts(t, s, dir, flow);
+		if (seen)
+			take_handshake(s, dir);
 		if (seen && session_matches(s) && !before(b.now, s->last_seen))
 			session_touch(s, &b);
 	}
@@ -296,83 +316,6 @@ void offload_publish(struct table *t, const struct session *s)
 }
 
 /* ---- there and back ---- */
-
-/* Nothing but its forwarding is left to be done. */
-bool offload_suits(const struct session *s)
-{
-	if (s->type != SESSION_FLOW || s->state[0] != SESSION_ACTIVE || s->flags & OFFLOAD_NEVER)
-		return false;
-	switch (s->key[0].proto) {
-	case IPPROTO_TCP:
-		return s->tcp_state == TCP_ESTABLISHED && s->packets[0] + s->packets[1] >= ENOUGH_SEGMENTS;
-	case IPPROTO_ICMP:
-	case IPPROTO_ICMPV6:
-		return s->key[0].sport && s->packets[0] + s->packets[1] >= ENOUGH_PACKETS;
-	case IPPROTO_UDP:
-		return s->packets[0] + s->packets[1] >= ENOUGH_PACKETS;
-	}
-	return false;
-}
-
-void offload_offer(const struct burst *b, struct session *s)
-{
-	struct table *t = b->table;
-	struct offload *o = offload_of(t);
-	struct offers *offers;
-	uint32_t head;
-
-	if (!o || b->shard >= SHARD_SLOW)
-		return;
-	offers = &o->offers[b->shard];
-	head = offers->head;
-	if (head - __atomic_load_n(&offers->tail, __ATOMIC_ACQUIRE) == OFFERS)
-		return;
-	offers->id[head % OFFERS] = session_id(t, s);
-	__atomic_store_n(&offers->head, head + 1, __ATOMIC_RELEASE);
-	s->flags |= FLAG_OFFERED;
-}
-
-static void view_out(const struct table *t, const struct session *s, struct offload_view *view)
-{
-	view->id = session_id(t, s);
-	view->generation = s->generation;
-	view->ingress = s->ingress;
-	view->egress = s->egress;
-	memcpy(view->key, s->key, sizeof(view->key));
-}
-
-/* Whether the session that was offered is still worth it; then a copy of it. */
-static bool look_at_offer(struct table *t, uint32_t id, struct offload_view *view)
-{
-	struct session *s = session_alive(t, id, 0);
-	bool suits;
-
-	if (!s)
-		return false;
-	suits = s->flags & FLAG_OFFERED && offload_suits(s);
-	if (suits)
-		view_out(t, s, view);
-	else
-		s->flags &= (uint16_t)~FLAG_OFFERED;
-	session_unlock(s);
-	return suits;
-}
-
-uint32_t offload_offers(struct table *t, struct offload_view *out, uint32_t n)
-{
-	struct offload *o = offload_of(t);
-	uint32_t found = 0;
-
-	for (uint32_t shard = 0; o && shard < SHARD_SLOW; shard++) {
-		struct offers *offers = &o->offers[shard];
-		uint32_t head = __atomic_load_n(&offers->head, __ATOMIC_ACQUIRE), tail = offers->tail;
-
-		for (; tail != head && found < n; tail++)
-			found += look_at_offer(t, offers->id[tail % OFFERS], &out[found]);
-		__atomic_store_n(&offers->tail, tail, __ATOMIC_RELEASE);
-	}
-	return found;
-}
 
 static uint16_t difference(const void *old, const void *new, uint32_t len)
 {
@@ -428,6 +371,154 @@ static enum offload_result put_in(struct table *t, struct offload *o, struct ses
 	return OFFLOAD_DONE;
 }
 
+/* HOP_KNOWN: it is done.  Else what is not known of one of the two hops, or HOP_NONE if they will not do. */
+static enum hop_answer offload_by_known_hops(struct table *t, struct offload *o, struct session *s)
+{
+	uint32_t epoch = hops_epoch(o->hops);
+	struct hop hop[2];
+
+	for (int dir = 0; dir < 2; dir++) {
+		const struct flow_key *back = &s->key[!dir];
+		enum hop_answer answer = hop_find(t, o->hops, back->src, back->zone, epoch, &hop[dir]);
+
+		if (answer != HOP_KNOWN)
+			return answer;
+	}
+	if (hop[0].ifindex != s->egress || put_in(t, o, s, (const struct hop *const[]){&hop[0], &hop[1]}) != OFFLOAD_DONE)
+		return HOP_NONE;
+	if (hops_epoch(o->hops) != epoch)
+		offload_take_off(t, s);
+	return HOP_KNOWN;
+}
+
+/* Nothing but its forwarding is left to be done. */
+static bool suits(const struct session *s)
+{
+	if (s->type != SESSION_FLOW || s->state[0] != SESSION_ACTIVE || s->flags & OFFLOAD_NEVER)
+		return false;
+	switch (s->key[0].proto) {
+	case IPPROTO_TCP:
+		return s->tcp_state == TCP_ESTABLISHED || s->tcp_state == TCP_SYN_RECEIVED;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return s->key[0].sport;
+	case IPPROTO_UDP:
+		return true;
+	}
+	return false;
+}
+
+/* It has gone on for so long that to offload it pays, whatever that takes. */
+static bool is_ripe(const struct session *s)
+{
+	uint64_t packets = s->packets[0] + s->packets[1];
+
+	if (s->key[0].proto == IPPROTO_TCP)
+		return s->tcp_state == TCP_ESTABLISHED && packets >= ENOUGH_SEGMENTS;
+	return packets >= ENOUGH_PACKETS;
+}
+
+/* The handshake lacks but an acknowledgement, which the kernel can take as well. */
+static bool is_answered(const struct packet *pkt, const struct session *s)
+{
+	const uint8_t answer = TCP_FLAG_SYN | TCP_FLAG_ACK;
+
+	return pkt->key.proto == IPPROTO_TCP && s->tcp_state == TCP_SYN_RECEIVED && (pkt->tcp_flags & answer) == answer;
+}
+
+static void ring(const struct offload *o)
+{
+	const uint64_t once = 1;
+
+	if (write(o->bell, &once, sizeof(once)) < 0)
+		assert(errno == EAGAIN);      /* it rings already, and has not been heard for ages */
+}
+
+int offload_bell(struct table *t)
+{
+	const struct offload *o = offload_of(t);
+
+	return o ? o->bell : -1;
+}
+
+static void offer(struct table *t, struct offload *o, struct offers *offers, struct session *s)
+{
+	uint32_t head = offers->head, tail = __atomic_load_n(&offers->tail, __ATOMIC_ACQUIRE);
+
+	if (head - tail == OFFERS)
+		return;
+	offers->id[head % OFFERS] = session_id(t, s);
+	__atomic_store_n(&offers->head, head + 1, __ATOMIC_RELEASE);
+	s->flags |= FLAG_OFFERED;
+	if (head == tail)
+		ring(o);
+}
+
+/* Python is asked where packets go, for the sake of the connections that will follow. */
+static bool may_ask(struct offers *offers, uint32_t now)
+{
+	if (offers->asked_at != now)
+		offers->asked = 0;
+	offers->asked_at = now;
+	return offers->asked++ < QUESTIONS;
+}
+
+void offload_consider(const struct burst *b, const struct packet *pkt, struct session *s)
+{
+	struct offload *o = offload_of(b->table);
+	enum hop_answer answer;
+	bool ripe;
+
+	if (!o || b->shard >= SHARD_SLOW || !suits(s))
+		return;
+	ripe = is_ripe(s);
+	if (!ripe && !is_answered(pkt, s))
+		return;
+	answer = offload_by_known_hops(b->table, o, s);
+	if (answer != HOP_KNOWN && (ripe || (answer == HOP_UNKNOWN && may_ask(&o->offers[b->shard], b->now))))
+		offer(b->table, o, &o->offers[b->shard], s);
+}
+
+static void view_out(const struct table *t, const struct session *s, struct offload_view *view)
+{
+	view->id = session_id(t, s);
+	view->generation = s->generation;
+	view->ingress = s->ingress;
+	view->egress = s->egress;
+	memcpy(view->key, s->key, sizeof(view->key));
+}
+
+/* A copy of the session that was offered, if it is still alive. */
+static bool look_at_offer(struct table *t, uint32_t id, struct offload_view *view)
+{
+	struct session *s = session_alive(t, id, 0);
+	bool offered;
+
+	if (!s)
+		return false;
+	offered = s->flags & FLAG_OFFERED;
+	if (offered)
+		view_out(t, s, view);
+	session_unlock(s);
+	return offered;
+}
+
+uint32_t offload_offers(struct table *t, struct offload_view *out, uint32_t n)
+{
+	struct offload *o = offload_of(t);
+	uint32_t found = 0;
+
+	for (uint32_t shard = 0; o && shard < SHARD_SLOW; shard++) {
+		struct offers *offers = &o->offers[shard];
+		uint32_t head = __atomic_load_n(&offers->head, __ATOMIC_ACQUIRE), tail = offers->tail;
+
+		for (; tail != head && found < n; tail++)
+			found += look_at_offer(t, offers->id[tail % OFFERS], &out[found]);
+		__atomic_store_n(&offers->tail, tail, __ATOMIC_RELEASE);
+	}
+	return found;
+}
+
 enum offload_result session_offload(struct table *t, uint32_t id, uint32_t generation, const struct hop *c2s, const struct hop *s2c)
 {
 	const struct hop *const hops[2] = {c2s, s2c};
@@ -437,7 +528,7 @@ enum offload_result session_offload(struct table *t, uint32_t id, uint32_t gener
 
 	if (!s)
 		return OFFLOAD_UNSUITED;
-	if (offload_suits(s))
+	if (suits(s))
 		result = put_in(t, o, s, hops);
 	else
 		s->flags &= (uint16_t)~FLAG_OFFERED;
@@ -588,6 +679,7 @@ uint32_t offload_drop_hop(struct table *t, uint32_t hop)
 /* The memory stays: a worker may be looking at it. */
 void offload_end(struct table *t)
 {
+	hops_forget(t);
 	offload_drop_hop(t, ANY_HOP);
 	__atomic_store_n(&t->offload, NULL, __ATOMIC_RELEASE);
 }
