@@ -209,7 +209,7 @@ static uint16_t mss_limit(const struct packet *pkt, const struct session *s, con
 static void follow_offload(struct session *s, const struct burst *b)
 {
 	offload_publish(b->table, s);
-	if (s->tcp_state != TCP_ESTABLISHED)
+	if (!tcp_is_plain(s))
 		offload_take_off(b->table, s);
 }
 

@@ -292,6 +292,7 @@ uint32_t wheel_deadline(struct table *t, const struct session *s);  /* tick at w
 
 /* tcp.c */
 enum verdict tcp_track(const struct packet *pkt, struct session *s, int dir, const struct burst *b);
+bool tcp_is_plain(const struct session *s);
 uint32_t session_timer(const struct session *s, const struct timers *timers, bool discard);   /* seconds */
 void session_touch(struct session *s, const struct burst *b);                          /* lock held */
 

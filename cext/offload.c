@@ -3,7 +3,7 @@
  *
  *     worker: nothing more needs to be seen of it ─► offer ring ─► Python: where does it go ─► session_offload()
  *                                                                                 entry, then both flows into the table
- *     FIN, RST, the end of the session, a hop that changes ─► offload_take_off(): flows out of the table, numbers merged
+ *     RST, the end of the session, a hop that changes ─► offload_take_off(): flows out of the table, numbers merged
  *
  * Table and entries (struct offloaded) are memory of the kernel's, mapped here: a session comes and goes, and what the
  * program counts is read, without a system call.  The table has a bucket of a cache line for at most four flows on
@@ -398,7 +398,7 @@ static bool suits(const struct session *s)
 		return false;
 	switch (s->key[0].proto) {
 	case IPPROTO_TCP:
-		return s->tcp_state == TCP_ESTABLISHED || s->tcp_state == TCP_SYN_RECEIVED;
+		return s->tcp_state == TCP_SYN_RECEIVED || (tcp_is_plain(s) && s->tcp_state != TCP_TIME_WAIT);
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
 		return s->key[0].sport;
@@ -414,7 +414,7 @@ static bool is_ripe(const struct session *s)
 	uint64_t packets = s->packets[0] + s->packets[1];
 
 	if (s->key[0].proto == IPPROTO_TCP)
-		return s->tcp_state == TCP_ESTABLISHED && packets >= ENOUGH_SEGMENTS;
+		return s->tcp_state != TCP_SYN_RECEIVED && packets >= ENOUGH_SEGMENTS;
 	return packets >= ENOUGH_PACKETS;
 }
 
@@ -627,6 +627,8 @@ void offload_sweep(struct table *t, uint8_t *hops, uint32_t n)
 		const struct offloaded *entry = &o->entries[at];
 
 		offload_merge(t, s);
+		if (s->key[0].proto == IPPROTO_TCP && s->tcp_state == TCP_TIME_WAIT)
+			offload_take_off(t, s);
 		for (int dir = 0; dir < 2 && s->flags & FLAG_OFFLOADED; dir++)
 			if (entry->flow[dir].hop.number < n)
 				hops[entry->flow[dir].hop.number] = 1;

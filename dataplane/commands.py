@@ -134,6 +134,7 @@ class Commands:
 
     def counter_global(self, arguments: Arguments) -> Generator[object, None, dict[str, object]]:
         wanted = parse_counter_filter(_mapping(arguments.get("filter", {})))
+        self._engine.table.collect_offloaded()
         rows, elapsed = self._engine.counters.rows(self._engine.table.counters(), wanted)
         yield from rows
         return {"elapsed": elapsed}
