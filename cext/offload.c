@@ -274,11 +274,17 @@ static void take_numbers(struct session *s, int dir, const struct offload_flow *
 		raise_numbers(&s->tcp[dir], &numbers);
 }
 
-/* Of a connection that was answered the kernel takes no less from the client than what acknowledges the answer. */
-static void take_handshake(struct session *s, int dir)
+/* Of a connection that was answered the kernel takes no less from the client than what acknowledges the answer.  Its clock
+ * may be a few milliseconds behind, but the timer of the handshake has done its part. */
+static void take_handshake(struct table *t, struct session *s, int dir)
 {
-	if (dir == 0 && s->key[0].proto == IPPROTO_TCP && s->tcp_state == TCP_SYN_RECEIVED)
-		s->tcp_state = TCP_ESTABLISHED;
+	struct burst b = {.table = t, .now = s->last_seen};
+
+	if (dir != 0 || s->key[0].proto != IPPROTO_TCP || s->tcp_state != TCP_SYN_RECEIVED)
+		return;
+	s->tcp_state = TCP_ESTABLISHED;
+	if (session_matches(s))
+		session_touch(s, &b);
 }
 
 void offload_merge(struct table *t, struct session *s)
@@ -293,7 +299,7 @@ void offload_merge(struct table *t, struct session *s)
 		take_numbers(s, dir, flow);
 		seen = take_counts(t, s, dir, flow);
 		if (seen)
-			take_handshake(s, dir);
+			take_handshake(t, s, dir);
 		if (seen && session_matches(s) && !before(b.now, s->last_seen))
 			session_touch(s, &b);
 	}

@@ -37,6 +37,7 @@ FRAME = bytes(12)  # to and from the loopback device's own address
 LINK = bytes.fromhex("020000000202020000000201")
 SERVER, POOL, PORTS = "8.8.8.8", "192.0.2.1", (1024, 60000)
 CAPACITY = 16  # the smallest map
+MOST_OFFERS = 256
 TIMEOUT = TIMERS["udp"] * 10
 
 pytestmark = [
@@ -142,11 +143,11 @@ class Offloading(Firewall):
     def __init__(self, max_sessions: int = CAPACITY, portable: bool = False) -> None:
         super().__init__(max_sessions)
         self.kernel = Kernel(self.table, CAPACITY, portable)
-        self._views = ffi.new("struct offload_view[]", 64)
+        self._views = ffi.new("struct offload_view[]", MOST_OFFERS)
 
     def offered(self) -> dict[int, int]:
         """Sessions that ask to be offloaded, and their generations."""
-        n = lib.offload_offers(self.table, self._views, 64)
+        n = lib.offload_offers(self.table, self._views, MOST_OFFERS)
         return {self._views[i].id: self._views[i].generation for i in range(n)}
 
     def offload(self, session: int, generation: int = 0, c2s: int = 0, s2c: int = 1) -> int:
@@ -482,8 +483,10 @@ def test_a_connection_goes_as_soon_as_it_is_answered(firewall):
     assert firewall.session(number).flags & lib.FLAG_OFFLOADED
     assert not firewall.offered()
     assert firewall.tcp_state(number) == "SYN_RECEIVED"
-    assert by_kernel(firewall, connection, 0, "A")
+    firewall.kernel.entry(number).flow[0].last_seen = (firewall.now - 1) * TICK
+    firewall.kernel.entry(number).flow[0].packets += 1
     assert firewall.tcp_state(number) == "ESTABLISHED"
+    assert firewall.session(number).timeout == TIMERS["tcp"] * 10
     assert by_kernel(firewall, connection, 0, "PA", b"x")
     assert by_kernel(firewall, connection, 1, "A")
     assert not by_kernel(firewall, connection, 0, "FA")
