@@ -234,7 +234,7 @@ static enum verdict track(struct packet *pkt, struct session *s, int dir, const 
 	}
 	account(s, dir, pkt->ip_len);
 	if (b->table->offload && !(s->flags & (OFFLOAD_NEVER | FLAG_OFFERED)))
-		offload_consider(b, pkt, s);
+		offload_consider(b, pkt, s, dir);
 	return VERDICT_CONTINUE;
 }
 

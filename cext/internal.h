@@ -344,7 +344,7 @@ int64_t cache_begin(const struct packet *pkt, const struct burst *b);   /* a new
 struct offload *offload_create(uint32_t capacity);                                     /* NULL: no memory */
 void offload_destroy(struct offload *o);
 void offload_begin(struct table *t, struct offload *o);
-void offload_consider(const struct burst *b, const struct packet *pkt, struct session *s);
+void offload_consider(const struct burst *b, const struct packet *pkt, struct session *s, int dir);
 void offload_merge(struct table *t, struct session *s);
 bool offload_overtakes(const struct table *t, const struct session *s, const struct packet *pkt);
 void offload_publish(struct table *t, const struct session *s);

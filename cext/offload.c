@@ -424,7 +424,7 @@ static bool is_ripe(const struct session *s)
 	return packets >= ENOUGH_PACKETS;
 }
 
-/* The handshake lacks but an acknowledgement, which the kernel can take as well. */
+/* By a packet of the server's: the handshake lacks but an acknowledgement, which the kernel can take as well. */
 static bool is_answered(const struct packet *pkt, const struct session *s)
 {
 	const uint8_t answer = TCP_FLAG_SYN | TCP_FLAG_ACK;
@@ -469,7 +469,7 @@ static bool may_ask(struct offers *offers, uint32_t now)
 	return offers->asked++ < QUESTIONS;
 }
 
-void offload_consider(const struct burst *b, const struct packet *pkt, struct session *s)
+void offload_consider(const struct burst *b, const struct packet *pkt, struct session *s, int dir)
 {
 	struct offload *o = offload_of(b->table);
 	enum hop_answer answer;
@@ -478,7 +478,7 @@ void offload_consider(const struct burst *b, const struct packet *pkt, struct se
 	if (!o || b->shard >= SHARD_SLOW || !suits(s))
 		return;
 	ripe = is_ripe(s);
-	if (!ripe && !is_answered(pkt, s))
+	if (!ripe && !(dir == 1 && is_answered(pkt, s)))
 		return;
 	answer = offload_by_known_hops(b->table, o, s);
 	if (answer != HOP_KNOWN && (ripe || (answer == HOP_UNKNOWN && may_ask(&o->offers[b->shard], b->now))))
