@@ -102,7 +102,13 @@ struct program *program_load(struct table *t, const char *path, uint32_t session
 int program_attach(struct program *p, uint32_t ifindex);
 void program_detach(uint32_t ifindex);                    /* what a dead predecessor has attached too */
 void program_set_ports(struct program *p, const struct offload_port *ports, uint32_t n);
-/* Sessions that ask to be offloaded, at most n.  One thread only, and the same for session_offload(). */
+/* Where packets for an address of a zone go, NULL: not where they could be offloaded to; workers go by it without asking.
+ * Until hops_forget(): then they know of none, and what they have offloaded is found by offload_scan(). */
+void hop_learn(struct table *t, const uint8_t *address, uint32_t zone, const struct hop *hop);
+void hops_forget(struct table *t);
+/* The eventfd that a worker rings when it offers something; it is never closed.  -1: there is no program. */
+int offload_bell(struct table *t);
+/* Sessions that ask to be offloaded, at most n; some may be over already, and ask where packets go.  One thread only, and the same for session_offload(). */
 uint32_t offload_offers(struct table *t, struct offload_view *out, uint32_t n);
 enum offload_result session_offload(struct table *t, uint32_t id, uint32_t generation, const struct hop *c2s, const struct hop *s2c);
 /* Back to the queues, if it is offloaded; it may ask again.  False: not alive, or another generation. */

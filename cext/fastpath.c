@@ -209,7 +209,7 @@ static uint16_t mss_limit(const struct packet *pkt, const struct session *s, con
 static void follow_offload(struct session *s, const struct burst *b)
 {
 	offload_publish(b->table, s);
-	if (s->tcp_state != TCP_ESTABLISHED)
+	if (!tcp_is_plain(s))
 		offload_take_off(b->table, s);
 }
 
@@ -233,8 +233,8 @@ static enum verdict track(struct packet *pkt, struct session *s, int dir, const 
 			follow_offload(s, b);
 	}
 	account(s, dir, pkt->ip_len);
-	if (b->table->offload && !(s->flags & (OFFLOAD_NEVER | FLAG_OFFERED)) && offload_suits(s))
-		offload_offer(b, s);
+	if (b->table->offload && !(s->flags & (OFFLOAD_NEVER | FLAG_OFFERED)))
+		offload_consider(b, pkt, s, dir);
 	return VERDICT_CONTINUE;
 }
 

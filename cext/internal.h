@@ -67,13 +67,20 @@ struct zone_map {
 	uint8_t  zone[MAX_INTERFACES];
 };
 
+#define FLOW_LOCKS 256
+
 /* What offload.c and the program in the kernel share, and who asks to be there. */
 struct offload {
-	int flows;                    /* the map's descriptor */
 	uint32_t capacity;
-	struct offloaded *entries;    /* the kernel's memory */
+	uint32_t bucket_count;        /* a power of two */
+	struct offload_secret secret;
+	struct offload_bucket *buckets;  /* the kernel's memory, as are the entries */
+	struct offloaded *entries;
 	uint64_t *used;               /* a bit for each entry */
 	struct offers *offers;        /* by shard */
+	struct hops *hops;            /* that Python has found */
+	int bell;                     /* eventfd: something is offered */
+	uint32_t flow_lock[FLOW_LOCKS];  /* each guards some of the buckets against other writers */
 };
 
 #define OFFLOAD_NEVER (FLAG_HOST | FLAG_ONE_WAY | FLAG_INSPECTED | FLAG_ADJUSTED | FLAG_OFFLOADED | FLAG_WATCHED)
@@ -293,6 +300,7 @@ uint32_t wheel_deadline(struct table *t, const struct session *s);  /* tick at w
 
 /* tcp.c */
 enum verdict tcp_track(const struct packet *pkt, struct session *s, int dir, const struct burst *b);
+bool tcp_is_plain(const struct session *s);
 uint32_t session_timer(const struct session *s, const struct timers *timers, bool discard);   /* seconds */
 void session_touch(struct session *s, const struct burst *b);                          /* lock held */
 
@@ -344,14 +352,21 @@ int64_t cache_begin(const struct packet *pkt, const struct burst *b);   /* a new
 struct offload *offload_create(uint32_t capacity);                                     /* NULL: no memory */
 void offload_destroy(struct offload *o);
 void offload_begin(struct table *t, struct offload *o);
-bool offload_suits(const struct session *s);
-void offload_offer(const struct burst *b, struct session *s);
+void offload_consider(const struct burst *b, const struct packet *pkt, struct session *s, int dir);
 void offload_merge(struct table *t, struct session *s);
 bool offload_overtakes(const struct table *t, const struct session *s, const struct packet *pkt);
 void offload_publish(struct table *t, const struct session *s);
 void offload_take_off(struct table *t, struct session *s);
 bool offload_lingers(struct table *t, struct session *s, uint32_t now);
 void offload_forget(struct table *t, struct session *s);
+
+/* hop.c */
+enum hop_answer { HOP_UNKNOWN, HOP_NONE, HOP_KNOWN };
+struct hops *hops_create(void);                                                        /* NULL: no memory */
+void hops_destroy(struct hops *hops);
+uint32_t hops_epoch(const struct hops *hops);
+enum hop_answer hop_find(const struct table *t, struct hops *hops, const uint8_t *address, uint8_t zone, uint32_t epoch,
+			 struct hop *hop);
 
 /* fastpath.c */
 /* The two halves of a packet's way: what it is (CONTINUE: pkt->key and its hash are known), and what becomes of it. */

@@ -5,7 +5,10 @@
  * options and extension headers, fragments, the last hop of a time to live, SYN, FIN, RST and URG, segments outside the
  * windows (tcp.c's in_window()), what is too large for where it leaves, and frames that are not for this host.
  *
- *     flow key ─► flows: index << 1 | direction ─► offloaded[index].flow[direction]
+ *     flow key ─► bucket of flows: tag, index << 1 | direction ─► offloaded[index].flow[direction]
+ *
+ * The tables are arrays that the daemon writes while this runs.  A slot may be stale, but never the entry that it leads
+ * to: the whole key is compared there, and an entry rests before another session gets it.
  *
  * Nothing is written before the last check has passed.  Sequence numbers only grow and are raised atomically: directions
  * meet each other here, and both meet C, on different processors.
@@ -30,6 +33,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "session.h"
+#include "offloadhash.h"
 
 #ifdef KERNEL_TYPES
 #include <bpf/bpf_core_read.h>
@@ -55,12 +59,14 @@ extern void *bpf_cast_to_kern_ctx(void *) __ksym;
 #define SUM_CHUNKS 4
 #define HEADERS_MAX (ETH_HLEN + IP6_HEADER + TCP_HEADER)
 
+const volatile struct offload_secret secret SEC(".rodata.secret");
+
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);            /* the daemon says how many */
-	__type(key, struct flow_key);
-	__type(value, uint32_t);
+	__type(key, uint32_t);
+	__type(value, struct offload_bucket);
 } flows SEC(".maps");
 
 struct {
@@ -477,15 +483,53 @@ INLINE bool rewrite(struct __sk_buff *skb, const struct view *v, const struct of
 	return true;
 }
 
+/* Whether the packet is of this flow; its key stands in `back`. */
+INLINE bool is_flow(const struct view *v, const struct offload_flow *flow, const struct offload_flow *back, int family)
+{
+	const uint64_t *src = (const uint64_t *)v->key.src, *dst = (const uint64_t *)v->key.dst;
+	const uint64_t *from = (const uint64_t *)back->dst, *to = (const uint64_t *)back->src;
+
+	if (flow->proto != (v->key.proto | (family == 6 ? OFFLOAD_IPV6 : 0)) || flow->zone != v->key.zone)
+		return false;
+	if (v->key.sport != back->dport || v->key.dport != back->sport || src[1] != from[1] || dst[1] != to[1])
+		return false;
+	return family == 4 || (src[0] == from[0] && dst[0] == to[0]);
+}
+
+/* The flow that a packet is of, and the one that comes back; false: none that is offloaded. */
+INLINE bool find_flow(const struct view *v, struct offload_flow **flow, struct offload_flow **back, int family)
+{
+	uint64_t hash = offload_hash(&v->key, &secret, family);
+	uint32_t at = offload_bucket_of(hash, &secret), tag = offload_slot(hash, 0);
+	struct offload_bucket *bucket = bpf_map_lookup_elem(&flows, &at);
+
+	if (!bucket)
+		return false;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < OFFLOAD_SLOTS; i++) {
+		uint32_t ref = now(&bucket->slot[i]) ^ tag, index = ref >> 1;
+		struct offloaded *entry;
+
+		if (ref >> OFFLOAD_REF_BITS)
+			continue;
+		entry = bpf_map_lookup_elem(&offloaded, &index);
+		if (!entry)
+			return false;
+		*flow = ref & 1 ? &entry->flow[1] : &entry->flow[0];
+		*back = ref & 1 ? &entry->flow[0] : &entry->flow[1];
+		if (is_flow(v, *flow, *back, family))
+			return true;
+	}
+	return false;
+}
+
 INLINE int forward(struct __sk_buff *skb, const struct offload_port *port, int family)
 {
 	const uint32_t l4 = ETH_HLEN + (family == 4 ? IP4_HEADER : IP6_HEADER);
 	const uint8_t *data = (const uint8_t *)(long)skb->data, *end = (const uint8_t *)(long)skb->data_end;
 	struct offload_flow *flow, *back;
-	struct offloaded *entry;
 	struct view v = {0};
 	bool wire = port->wire;
-	uint32_t *ref, index;
 
 	if (data + l4 > end)
 		return UP;
@@ -497,15 +541,8 @@ INLINE int forward(struct __sk_buff *skb, const struct offload_port *port, int f
 		return UP;
 	v.key.zone = port->zone;
 	v.summed = summed(skb);
-	ref = bpf_map_lookup_elem(&flows, &v.key);
-	if (!ref)
+	if (!find_flow(&v, &flow, &back, family))
 		return UP;
-	index = *ref >> 1;
-	entry = bpf_map_lookup_elem(&offloaded, &index);
-	if (!entry)
-		return UP;
-	flow = *ref & 1 ? &entry->flow[1] : &entry->flow[0];
-	back = *ref & 1 ? &entry->flow[0] : &entry->flow[1];
 	if (!fits(skb, &v, flow, family) || !has_good_sum(skb, &v, l4) || !track(&v, flow, back))
 		return UP;
 	if (!rewrite(skb, &v, flow, wire, family))

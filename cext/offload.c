@@ -2,33 +2,36 @@
  * how they come back.
  *
  *     worker: nothing more needs to be seen of it ─► offer ring ─► Python: where does it go ─► session_offload()
- *                                                                                   entry, then both keys into the map
- *     FIN, RST, the end of the session, a hop that changes ─► offload_take_off(): keys out of the map, numbers merged
+ *                                                                                 entry, then both flows into the table
+ *     RST, the end of the session, a hop that changes ─► offload_take_off(): flows out of the table, numbers merged
  *
- * An entry (struct offloaded) is memory of the kernel's, mapped here, so that what the program counts is read without a
- * system call.  A session that is offloaded is merged with its entry whenever somebody looks at it or judges one of its
+ * Table and entries (struct offloaded) are memory of the kernel's, mapped here: a session comes and goes, and what the
+ * program counts is read, without a system call.  The table has a bucket of a cache line for at most four flows on
+ * average, which is never chained: who finds no slot is not offloaded.  A session that is offloaded is merged with its entry whenever somebody looks at it or judges one of its
  * packets: packets and bytes move over, the numbers of TCP are copied.  What C has tracked since is published to the entry.
  *
- * A program that found the entry a moment before its keys were removed may still count.  So the entry stays with its
+ * A program that found the entry a moment before its flows were removed may still count.  So the entry stays with its
  * session (FLAG_ENTRY) until a sweep that comes later, or the session's end, has merged it once more.
  *
- * Entry i of a session is one of a few that follow its id; a table no larger than the map has one for each.  Locks: the
- * session's slot is locked wherever its entry is touched.  An entry is claimed by one thread, Python's.
+ * Entry i of a session is one of a few that follow its id; as many entries as sessions are one for each.  Locks: the
+ * session's slot is locked wherever its entry is touched, and before a bucket's.
  */
 #include <errno.h>
-#include <linux/bpf.h>
 #include <netinet/in.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
+#include "offloadhash.h"
 
 #define CLAIM_PROBES 8
 #define OFFERS 1024u
 #define ENOUGH_PACKETS 3          /* of a session without a handshake: one question and its answer are not worth it */
 #define ENOUGH_SEGMENTS 8u        /* nor are they of a connection, handshake included */
+#define QUESTIONS 16u             /* of a worker in a tick: to answer them costs Python a hundredth of its time */
 #define SETTLE 10u                /* ticks after which no program can still hold an entry */
 #define WORD 64u
 #define TICK_NS (1000000000u / TENTHS)
@@ -40,19 +43,45 @@ _Static_assert(offsetof(struct offload_flow, packets) == 64, "the line that is w
 struct offers {
 	uint32_t head;
 	uint32_t tail;
+	uint32_t asked;               /* questions in tick asked_at */
+	uint32_t asked_at;
 	uint32_t id[OFFERS];
 };
+
+static bool draw_secret(struct offload_secret *secret)
+{
+	if (getrandom(secret->add, sizeof(secret->add), 0) != sizeof(secret->add) ||
+	    getrandom(&secret->odd, sizeof(secret->odd), 0) != sizeof(secret->odd))
+		return false;
+	secret->odd |= 1;
+	return true;
+}
+
+/* At most four flows to a bucket on average: one that overflows is a rarity even when every entry is taken. */
+static void lay_out(struct offload *o)
+{
+	o->bucket_count = 2;
+	o->secret.shift = 63;
+	while (o->bucket_count < o->capacity / 2) {
+		o->bucket_count *= 2;
+		o->secret.shift--;
+	}
+}
 
 struct offload *offload_create(uint32_t capacity)
 {
 	struct offload *o = calloc(1, sizeof(*o));
 
+	assert(capacity <= MAX_OFFLOADED);
 	if (!o)
 		return NULL;
 	o->capacity = capacity;
+	lay_out(o);
 	o->used = calloc(capacity / WORD + 1, sizeof(*o->used));
 	o->offers = calloc(SHARD_SLOW, sizeof(*o->offers));
-	if (o->used && o->offers)
+	o->hops = hops_create();
+	o->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (o->used && o->offers && o->hops && o->bell >= 0 && draw_secret(&o->secret))
 		return o;
 	offload_destroy(o);
 	return NULL;
@@ -62,8 +91,11 @@ void offload_destroy(struct offload *o)
 {
 	if (!o)
 		return;
+	if (o->bell >= 0)
+		close(o->bell);
 	free(o->used);
 	free(o->offers);
+	hops_destroy(o->hops);
 	free(o);
 }
 
@@ -77,36 +109,55 @@ static struct offload *offload_of(const struct table *t)
 	return __atomic_load_n(&t->offload, __ATOMIC_ACQUIRE);
 }
 
-/* ---- the kernel's map ---- */
+/* ---- the kernel's table ---- */
 
-static int map_call(int command, int map, const void *key, const void *value)
+static uint32_t *flow_lock(struct offload *o, uint32_t bucket)
 {
-	union bpf_attr attr;
-
-	memset(&attr, 0, sizeof(attr));
-	attr.map_fd = (uint32_t)map;
-	attr.key = (uintptr_t)key;
-	attr.value = (uintptr_t)value;
-	return syscall(SYS_bpf, command, &attr, sizeof(attr)) ? errno : 0;
+	return &o->flow_lock[bucket % FLOW_LOCKS];
 }
 
-static void unmap_flows(const struct offload *o, const struct session *s)
+/* Puts `with` where `what` stands in the bucket of a hash; false: it stands nowhere. */
+static bool slot_replace(struct offload *o, uint64_t hash, uint32_t what, uint32_t with)
 {
-	for (int dir = 0; dir < 2; dir++)
-		map_call(BPF_MAP_DELETE_ELEM, o->flows, &s->key[dir], NULL);
+	uint32_t at = offload_bucket_of(hash, &o->secret), *slot = o->buckets[at].slot;
+	int i = 0;
+
+	spin_lock(flow_lock(o, at));
+	while (i < OFFLOAD_SLOTS && slot[i] != what)
+		i++;
+	if (i < OFFLOAD_SLOTS)
+		__atomic_store_n(&slot[i], with, __ATOMIC_RELEASE);
+	spin_unlock(flow_lock(o, at));
+	return i < OFFLOAD_SLOTS;
 }
 
-static bool map_flows(const struct offload *o, const struct session *s, uint32_t index)
+static uint64_t hash_of(const struct offload *o, const struct flow_key *key)
 {
-	for (uint32_t dir = 0; dir < 2; dir++) {
-		uint32_t ref = index << 1 | dir;
+	return offload_hash(key, &o->secret, key->family);
+}
 
-		if (!map_call(BPF_MAP_UPDATE_ELEM, o->flows, &s->key[dir], &ref))
-			continue;
-		unmap_flows(o, s);
+static void unmap_flow(struct offload *o, const struct flow_key *key, uint32_t ref)
+{
+	uint64_t hash = hash_of(o, key);
+
+	slot_replace(o, hash, offload_slot(hash, ref), 0);
+}
+
+static bool map_flow(struct offload *o, const struct flow_key *key, uint32_t ref)
+{
+	uint64_t hash = hash_of(o, key);
+
+	return slot_replace(o, hash, 0, offload_slot(hash, ref));
+}
+
+static bool map_flows(struct offload *o, const struct session *s, uint32_t index)
+{
+	if (!map_flow(o, &s->key[0], index << 1))
 		return false;
-	}
-	return true;
+	if (map_flow(o, &s->key[1], index << 1 | 1))
+		return true;
+	unmap_flow(o, &s->key[0], index << 1);
+	return false;
 }
 
 /* ---- entries ---- */
@@ -130,17 +181,22 @@ static uint32_t find_entry(const struct offload *o, uint32_t id)
 	return 0;
 }
 
+/* Whoever was here before has rested; only the owner is written under others' eyes. */
+static void clear_entry(struct offloaded *entry, uint32_t id)
+{
+	memset(entry, 0, offsetof(struct offload_flow, session));
+	memset(&entry->flow[0].session + 1, 0, sizeof(*entry) - offsetof(struct offload_flow, session) - sizeof(id));
+}
+
 static uint32_t claim_entry(struct offload *o, uint32_t id)
 {
-	uint32_t index;
-
 	for (uint32_t i = 0; i < CLAIM_PROBES; i++) {
-		index = place_of(o, id, i);
-		if (__atomic_load_n(owner_of(o, index), __ATOMIC_ACQUIRE))
+		uint32_t index = place_of(o, id, i), nobody = 0;
+
+		if (!__atomic_compare_exchange_n(owner_of(o, index), &nobody, id, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
 			continue;
-		memset(&o->entries[index], 0, sizeof(o->entries[index]));
-		__atomic_store_n(owner_of(o, index), id, __ATOMIC_RELAXED);
-		__atomic_fetch_or(&o->used[index / WORD], 1ull << index % WORD, __ATOMIC_RELEASE);
+		clear_entry(&o->entries[index], id);
+		__atomic_fetch_or(&o->used[index / WORD], 1ull << index % WORD, __ATOMIC_SEQ_CST);
 		return index + 1;
 	}
 	return 0;
@@ -218,6 +274,19 @@ static void take_numbers(struct session *s, int dir, const struct offload_flow *
 		raise_numbers(&s->tcp[dir], &numbers);
 }
 
+/* Of a connection that was answered the kernel takes no less from the client than what acknowledges the answer.  Its clock
+ * may be a few milliseconds behind, but the timer of the handshake has done its part. */
+static void take_handshake(struct table *t, struct session *s, int dir)
+{
+	struct burst b = {.table = t, .now = s->last_seen};
+
+	if (dir != 0 || s->key[0].proto != IPPROTO_TCP || s->tcp_state != TCP_SYN_RECEIVED)
+		return;
+	s->tcp_state = TCP_ESTABLISHED;
+	if (session_matches(s))
+		session_touch(s, &b);
+}
+
 void offload_merge(struct table *t, struct session *s)
 {
 	struct offloaded *entry = entry_of(t, s);
@@ -229,6 +298,8 @@ void offload_merge(struct table *t, struct session *s)
 
 		take_numbers(s, dir, flow);
 		seen = take_counts(t, s, dir, flow);
+		if (seen)
+			take_handshake(t, s, dir);
 		if (seen && session_matches(s) && !before(b.now, s->last_seen))
 			session_touch(s, &b);
 	}
@@ -252,83 +323,6 @@ void offload_publish(struct table *t, const struct session *s)
 
 /* ---- there and back ---- */
 
-/* Nothing but its forwarding is left to be done. */
-bool offload_suits(const struct session *s)
-{
-	if (s->type != SESSION_FLOW || s->state[0] != SESSION_ACTIVE || s->flags & OFFLOAD_NEVER)
-		return false;
-	switch (s->key[0].proto) {
-	case IPPROTO_TCP:
-		return s->tcp_state == TCP_ESTABLISHED && s->packets[0] + s->packets[1] >= ENOUGH_SEGMENTS;
-	case IPPROTO_ICMP:
-	case IPPROTO_ICMPV6:
-		return s->key[0].sport && s->packets[0] + s->packets[1] >= ENOUGH_PACKETS;
-	case IPPROTO_UDP:
-		return s->packets[0] + s->packets[1] >= ENOUGH_PACKETS;
-	}
-	return false;
-}
-
-void offload_offer(const struct burst *b, struct session *s)
-{
-	struct table *t = b->table;
-	struct offload *o = offload_of(t);
-	struct offers *offers;
-	uint32_t head;
-
-	if (!o || b->shard >= SHARD_SLOW)
-		return;
-	offers = &o->offers[b->shard];
-	head = offers->head;
-	if (head - __atomic_load_n(&offers->tail, __ATOMIC_ACQUIRE) == OFFERS)
-		return;
-	offers->id[head % OFFERS] = session_id(t, s);
-	__atomic_store_n(&offers->head, head + 1, __ATOMIC_RELEASE);
-	s->flags |= FLAG_OFFERED;
-}
-
-static void view_out(const struct table *t, const struct session *s, struct offload_view *view)
-{
-	view->id = session_id(t, s);
-	view->generation = s->generation;
-	view->ingress = s->ingress;
-	view->egress = s->egress;
-	memcpy(view->key, s->key, sizeof(view->key));
-}
-
-/* Whether the session that was offered is still worth it; then a copy of it. */
-static bool look_at_offer(struct table *t, uint32_t id, struct offload_view *view)
-{
-	struct session *s = session_alive(t, id, 0);
-	bool suits;
-
-	if (!s)
-		return false;
-	suits = s->flags & FLAG_OFFERED && offload_suits(s);
-	if (suits)
-		view_out(t, s, view);
-	else
-		s->flags &= (uint16_t)~FLAG_OFFERED;
-	session_unlock(s);
-	return suits;
-}
-
-uint32_t offload_offers(struct table *t, struct offload_view *out, uint32_t n)
-{
-	struct offload *o = offload_of(t);
-	uint32_t found = 0;
-
-	for (uint32_t shard = 0; o && shard < SHARD_SLOW; shard++) {
-		struct offers *offers = &o->offers[shard];
-		uint32_t head = __atomic_load_n(&offers->head, __ATOMIC_ACQUIRE), tail = offers->tail;
-
-		for (; tail != head && found < n; tail++)
-			found += look_at_offer(t, offers->id[tail % OFFERS], &out[found]);
-		__atomic_store_n(&offers->tail, tail, __ATOMIC_RELEASE);
-	}
-	return found;
-}
-
 static uint16_t difference(const void *old, const void *new, uint32_t len)
 {
 	uint32_t sum = (uint16_t)~checksum_add(old, len, 0) + (uint32_t)checksum_add(new, len, 0);
@@ -348,6 +342,8 @@ static void fill_flow(const struct session *s, int dir, const struct hop *hop, s
 	flow->address_delta = difference(from->src, to.src, 32);
 	flow->port_delta = difference(&from->sport, &to.sport, 4);
 	flow->translated = !key_equal(from, &to);
+	flow->proto = from->proto | (from->family == 6 ? OFFLOAD_IPV6 : 0);
+	flow->zone = from->zone;
 	flow->window_scale = s->window_scale[dir];
 	flow->tcp = s->key[0].proto == IPPROTO_TCP ? s->tcp[dir] : (struct tcp_flow){0};
 	flow->hop = *hop;
@@ -381,6 +377,154 @@ static enum offload_result put_in(struct table *t, struct offload *o, struct ses
 	return OFFLOAD_DONE;
 }
 
+/* HOP_KNOWN: it is done.  Else what is not known of one of the two hops, or HOP_NONE if they will not do. */
+static enum hop_answer offload_by_known_hops(struct table *t, struct offload *o, struct session *s)
+{
+	uint32_t epoch = hops_epoch(o->hops);
+	struct hop hop[2];
+
+	for (int dir = 0; dir < 2; dir++) {
+		const struct flow_key *back = &s->key[!dir];
+		enum hop_answer answer = hop_find(t, o->hops, back->src, back->zone, epoch, &hop[dir]);
+
+		if (answer != HOP_KNOWN)
+			return answer;
+	}
+	if (hop[0].ifindex != s->egress || put_in(t, o, s, (const struct hop *const[]){&hop[0], &hop[1]}) != OFFLOAD_DONE)
+		return HOP_NONE;
+	if (hops_epoch(o->hops) != epoch)
+		offload_take_off(t, s);
+	return HOP_KNOWN;
+}
+
+/* Nothing but its forwarding is left to be done. */
+static bool suits(const struct session *s)
+{
+	if (s->type != SESSION_FLOW || s->state[0] != SESSION_ACTIVE || s->flags & OFFLOAD_NEVER)
+		return false;
+	switch (s->key[0].proto) {
+	case IPPROTO_TCP:
+		return s->tcp_state == TCP_SYN_RECEIVED || (tcp_is_plain(s) && s->tcp_state != TCP_TIME_WAIT);
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return s->key[0].sport;
+	case IPPROTO_UDP:
+		return true;
+	}
+	return false;
+}
+
+/* It has gone on for so long that to offload it pays, whatever that takes. */
+static bool is_ripe(const struct session *s)
+{
+	uint64_t packets = s->packets[0] + s->packets[1];
+
+	if (s->key[0].proto == IPPROTO_TCP)
+		return s->tcp_state != TCP_SYN_RECEIVED && packets >= ENOUGH_SEGMENTS;
+	return packets >= ENOUGH_PACKETS;
+}
+
+/* By a packet of the server's: the handshake lacks but an acknowledgement, which the kernel can take as well. */
+static bool is_answered(const struct packet *pkt, const struct session *s)
+{
+	const uint8_t answer = TCP_FLAG_SYN | TCP_FLAG_ACK;
+
+	return pkt->key.proto == IPPROTO_TCP && s->tcp_state == TCP_SYN_RECEIVED && (pkt->tcp_flags & answer) == answer;
+}
+
+static void ring(const struct offload *o)
+{
+	const uint64_t once = 1;
+
+	if (write(o->bell, &once, sizeof(once)) < 0)
+		assert(errno == EAGAIN);      /* it rings already, and has not been heard for ages */
+}
+
+int offload_bell(struct table *t)
+{
+	const struct offload *o = offload_of(t);
+
+	return o ? o->bell : -1;
+}
+
+static void offer(struct table *t, struct offload *o, struct offers *offers, struct session *s)
+{
+	uint32_t head = offers->head, tail = __atomic_load_n(&offers->tail, __ATOMIC_ACQUIRE);
+
+	if (head - tail == OFFERS)
+		return;
+	offers->id[head % OFFERS] = session_id(t, s);
+	__atomic_store_n(&offers->head, head + 1, __ATOMIC_RELEASE);
+	s->flags |= FLAG_OFFERED;
+	if (head == tail)
+		ring(o);
+}
+
+/* Python is asked where packets go, for the sake of the connections that will follow. */
+static bool may_ask(struct offers *offers, uint32_t now)
+{
+	if (offers->asked_at != now)
+		offers->asked = 0;
+	offers->asked_at = now;
+	return offers->asked++ < QUESTIONS;
+}
+
+void offload_consider(const struct burst *b, const struct packet *pkt, struct session *s, int dir)
+{
+	struct offload *o = offload_of(b->table);
+	enum hop_answer answer;
+	bool ripe;
+
+	if (!o || b->shard >= SHARD_SLOW || !suits(s))
+		return;
+	ripe = is_ripe(s);
+	if (!ripe && !(dir == 1 && is_answered(pkt, s)))
+		return;
+	answer = offload_by_known_hops(b->table, o, s);
+	if (answer != HOP_KNOWN && (ripe || (answer == HOP_UNKNOWN && may_ask(&o->offers[b->shard], b->now))))
+		offer(b->table, o, &o->offers[b->shard], s);
+}
+
+static void view_out(const struct table *t, const struct session *s, struct offload_view *view)
+{
+	view->id = session_id(t, s);
+	view->generation = s->generation;
+	view->ingress = s->ingress;
+	view->egress = s->egress;
+	memcpy(view->key, s->key, sizeof(view->key));
+}
+
+/* A copy of the session that was offered, if it is still alive. */
+static bool look_at_offer(struct table *t, uint32_t id, struct offload_view *view)
+{
+	struct session *s = session_alive(t, id, 0);
+	bool offered;
+
+	if (!s)
+		return false;
+	offered = s->flags & FLAG_OFFERED;
+	if (offered)
+		view_out(t, s, view);
+	session_unlock(s);
+	return offered;
+}
+
+uint32_t offload_offers(struct table *t, struct offload_view *out, uint32_t n)
+{
+	struct offload *o = offload_of(t);
+	uint32_t found = 0;
+
+	for (uint32_t shard = 0; o && shard < SHARD_SLOW; shard++) {
+		struct offers *offers = &o->offers[shard];
+		uint32_t head = __atomic_load_n(&offers->head, __ATOMIC_ACQUIRE), tail = offers->tail;
+
+		for (; tail != head && found < n; tail++)
+			found += look_at_offer(t, offers->id[tail % OFFERS], &out[found]);
+		__atomic_store_n(&offers->tail, tail, __ATOMIC_RELEASE);
+	}
+	return found;
+}
+
 enum offload_result session_offload(struct table *t, uint32_t id, uint32_t generation, const struct hop *c2s, const struct hop *s2c)
 {
 	const struct hop *const hops[2] = {c2s, s2c};
@@ -390,7 +534,7 @@ enum offload_result session_offload(struct table *t, uint32_t id, uint32_t gener
 
 	if (!s)
 		return OFFLOAD_UNSUITED;
-	if (offload_suits(s))
+	if (suits(s))
 		result = put_in(t, o, s, hops);
 	else
 		s->flags &= (uint16_t)~FLAG_OFFERED;
@@ -402,13 +546,16 @@ enum offload_result session_offload(struct table *t, uint32_t id, uint32_t gener
 void offload_take_off(struct table *t, struct session *s)
 {
 	struct offload *o = offload_of(t);
+	uint32_t index;
 
 	if (!o || !(s->flags & FLAG_OFFLOADED))
 		return;
-	unmap_flows(o, s);
+	index = find_entry(o, session_id(t, s)) - 1;
+	for (uint32_t dir = 0; dir < 2; dir++)
+		unmap_flow(o, &s->key[dir], index << 1 | dir);
 	offload_merge(t, s);
 	s->flags &= (uint16_t)~FLAG_OFFLOADED;
-	entry_of(t, s)->flow[0].taken_off = table_now();
+	o->entries[index].flow[0].taken_off = table_now();
 	count_atomically(t, SESSION_ONLOADED, 1);
 }
 
@@ -486,6 +633,8 @@ void offload_sweep(struct table *t, uint8_t *hops, uint32_t n)
 		const struct offloaded *entry = &o->entries[at];
 
 		offload_merge(t, s);
+		if (s->key[0].proto == IPPROTO_TCP && s->tcp_state == TCP_TIME_WAIT)
+			offload_take_off(t, s);
 		for (int dir = 0; dir < 2 && s->flags & FLAG_OFFLOADED; dir++)
 			if (entry->flow[dir].hop.number < n)
 				hops[entry->flow[dir].hop.number] = 1;
@@ -538,6 +687,7 @@ uint32_t offload_drop_hop(struct table *t, uint32_t hop)
 /* The memory stays: a worker may be looking at it. */
 void offload_end(struct table *t)
 {
+	hops_forget(t);
 	offload_drop_hop(t, ANY_HOP);
 	__atomic_store_n(&t->offload, NULL, __ATOMIC_RELEASE);
 }

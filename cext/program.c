@@ -39,26 +39,34 @@ static struct bpf_map *map_of(struct bpf_object *object, const char *name, uint3
 	return map;
 }
 
+static void *share(struct bpf_map *map, uint64_t bytes)
+{
+	return mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, bpf_map__fd(map), 0);
+}
+
 /* 0 or an errno; libbpf tells by the descriptor that something is missing. */
 static int load(struct program *p, struct offload *o, const char *path)
 {
-	struct bpf_map *flows, *entries, *ports;
+	struct bpf_map *flows, *entries, *ports, *secret;
 	int error;
 
 	p->object = bpf_object__open_file(path, NULL);
 	if (!p->object)
 		return errno;
-	flows = map_of(p->object, "flows", 2 * o->capacity);
+	flows = map_of(p->object, "flows", o->bucket_count);
 	entries = map_of(p->object, "offloaded", o->capacity);
 	ports = map_of(p->object, "ports", 0);
-	error = bpf_object__load(p->object);
+	secret = map_of(p->object, ".rodata.secret", 0);
+	error = secret ? bpf_map__set_initial_value(secret, &o->secret, sizeof(o->secret)) : -ENOENT;
+	if (!error)
+		error = bpf_object__load(p->object);
 	if (error)
 		return -error;
 	p->program = bpf_program__fd(bpf_object__find_program_by_name(p->object, "offload"));
 	p->ports = bpf_map__fd(ports);
-	o->flows = bpf_map__fd(flows);
-	o->entries = mmap(NULL, o->capacity * sizeof(*o->entries), PROT_READ | PROT_WRITE, MAP_SHARED, bpf_map__fd(entries), 0);
-	return o->entries == MAP_FAILED ? errno : 0;
+	o->buckets = share(flows, o->bucket_count * sizeof(*o->buckets));
+	o->entries = share(entries, o->capacity * sizeof(*o->entries));
+	return o->buckets == MAP_FAILED || o->entries == MAP_FAILED ? errno : 0;
 }
 
 /* Entries are whole pages in the kernel: 16 to a page. */

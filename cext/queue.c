@@ -347,23 +347,34 @@ static void verdict_init(struct request *r, const struct queue *q, uint16_t type
 	request_add(r, NFQA_VERDICT_HDR, &header, sizeof(header));
 }
 
-static void accept_one(struct queue *q, uint32_t id)
-{
-	struct request r;
-
-	verdict_init(&r, q, NFQNL_MSG_VERDICT, id, NF_ACCEPT);
-	out_request(q, &r, NULL, 0);
-}
-
 static void flush_run(struct queue *q)
 {
 	struct request r;
 
 	if (!q->run)
 		return;
-	verdict_init(&r, q, NFQNL_MSG_VERDICT_BATCH, q->run_last, NF_ACCEPT);
+	verdict_init(&r, q, NFQNL_MSG_VERDICT_BATCH, q->run_last, q->run_verdict);
 	out_request(q, &r, NULL, 0);
 	q->run = false;
+}
+
+/* One message for neighbours that fare alike: whatever came before them has its verdict by then. */
+static void run_on(struct queue *q, uint32_t id, uint32_t verdict)
+{
+	if (q->run_verdict != verdict)
+		flush_run(q);
+	q->run = true;
+	q->run_verdict = verdict;
+	q->run_last = id;
+}
+
+static void accept_one(struct queue *q, uint32_t id)
+{
+	struct request r;
+
+	flush_run(q);
+	verdict_init(&r, q, NFQNL_MSG_VERDICT, id, NF_ACCEPT);
+	out_request(q, &r, NULL, 0);
 }
 
 /* The packet goes its way with another mark. */
@@ -385,8 +396,7 @@ void queue_accept(struct queue *q, const struct queued *p)
 		if (q->undecided)
 			accept_one(q, p->id);
 		else
-			q->run = true;
-		q->run_last = p->id;
+			run_on(q, p->id, NF_ACCEPT);
 		return;
 	}
 	verdict_marked(q, p, NF_ACCEPT, p->packet.mark & ~OUR_MARKS);
@@ -405,8 +415,13 @@ void queue_accept_rewritten(struct queue *q, const struct queued *p)
 	out_request(q, &r, p->packet.data, p->packet.len);
 }
 
-/* NF_DROP, or NF_QUEUE with another queue's number. */
-void queue_refuse(struct queue *q, const struct queued *p, uint32_t verdict)
+void queue_drop(struct queue *q, const struct queued *p)
+{
+	run_on(q, p->id, NF_DROP);
+}
+
+/* NF_QUEUE with another queue's number. */
+void queue_pass_on(struct queue *q, const struct queued *p, uint32_t verdict)
 {
 	struct request r;
 

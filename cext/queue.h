@@ -30,7 +30,8 @@ struct queue {
 	uint32_t out_len;
 	struct iovec out_iov[QUEUE_BURST * 3 + 1];
 	uint32_t out_iovs;
-	bool run;                          /* packets up to run_last are accepted untouched */
+	bool run;                          /* the packets up to run_last fare alike: accepted untouched, or dropped */
+	uint32_t run_verdict;
 	uint32_t run_last;
 	uint32_t newest;                   /* highest id received */
 	bool undecided;                    /* some packet up to `newest` may have no verdict: accept nothing in a batch */
@@ -41,7 +42,8 @@ void queue_close(struct queue *q);
 int queue_receive(struct queue *q, uint64_t *counter);
 void queue_accept(struct queue *q, const struct queued *p);
 void queue_accept_rewritten(struct queue *q, const struct queued *p);
-void queue_refuse(struct queue *q, const struct queued *p, uint32_t verdict);
+void queue_drop(struct queue *q, const struct queued *p);
+void queue_pass_on(struct queue *q, const struct queued *p, uint32_t verdict);
 void queue_hand_over(struct queue *q, const struct queued *p, uint32_t verdict);
 void queue_flush(struct queue *q, uint64_t *counter);
 

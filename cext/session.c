@@ -255,8 +255,8 @@ static void copy_slot(struct table *t, struct session *s, struct session *copy)
 void session_copy_out(struct table *t, struct session *s, struct session_copy *copy)
 {
 	copy->id = session_id(t, s);
-	copy->timeout = session_timeout(t, s);
 	copy_slot(t, s, &copy->session);
+	copy->timeout = session_timeout(t, s);
 }
 
 bool session_read(struct table *t, uint32_t id, struct session *copy)

@@ -33,7 +33,10 @@
 #define SHARD_MONITOR 18
 #define SHARD_LOG 19
 #define SHARD_OFFLOAD 20       /* whoever merges what the kernel has counted: the one shard that is added to atomically */
-#define MAX_OFFLOADED 1048576  /* sessions in the kernel's map at most */
+#define MAX_OFFLOADED 1048576  /* sessions that the kernel forwards, at most */
+#define OFFLOAD_SLOTS 16       /* flows that a bucket of the kernel's table has room for */
+#define OFFLOAD_REF_BITS 21    /* of a slot: index of an entry << 1 | direction; the rest is a tag */
+#define OFFLOAD_IPV6 128       /* added to the protocol of an offloaded flow */
 #define OFFLOAD_PORTS 1024     /* places for interfaces, found by index */
 #define OFFLOAD_PROBES 4       /* places that are looked at */
 #define ANY_HOP 0xffffffff
@@ -184,8 +187,22 @@ struct hop {
 	uint32_t number;             /* Python's, for offload_drop_hop() */
 };
 
-/* One direction of an offloaded session, in memory that the daemon and the kernel's program share.
- * Writers: [S] offload.c before the kernel's map leads here   [P] the program, and offload.c beside it, both atomically */
+/* A cache line of the table in which the kernel's program finds a flow: see offload.c.  0: an empty slot. */
+struct offload_bucket {
+	uint32_t slot[OFFLOAD_SLOTS];
+};
+
+/* What the place of a flow in that table depends on: see offloadhash.h. */
+struct offload_secret {
+	uint64_t odd;
+	uint32_t add[10];
+	uint32_t shift;
+	uint32_t reserved;
+};
+
+/* One direction of an offloaded session, in memory that the daemon and the kernel's program share.  Its key is the other
+ * direction's rewrite read backwards, with `proto` and `zone`.
+ * Writers: [S] offload.c before the kernel's table leads here  [P] the program, and offload.c beside it, both atomically */
 struct offload_flow {
 	uint8_t  src[16];            /* [S] how its packets leave */
 	uint8_t  dst[16];            /* [S] */
@@ -201,8 +218,9 @@ struct offload_flow {
 	uint32_t session;            /* [S] id; 0: nobody's */
 	uint8_t  window_scale;       /* [S] */
 	uint8_t  translated;         /* [S] 1: addresses or ports change */
-	uint8_t  reserved[2];
-	uint32_t taken_off;          /* [S] tick at which the map ceased to lead here */
+	uint8_t  proto;              /* [S] of its key, OFFLOAD_IPV6 added */
+	uint8_t  zone;               /* [S] of its key */
+	uint32_t taken_off;          /* [S] tick at which the table ceased to lead here */
 	uint32_t moment;             /* [P] when last_seen was written, in the kernel's own ticks; always odd */
 	uint64_t begun;              /* [S] when it began to lead here; nanoseconds since 1970, as in struct packet */
 };

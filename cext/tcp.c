@@ -249,6 +249,19 @@ static enum verdict reopen(const struct packet *pkt, struct session *s, const st
 	return VERDICT_PUNT;
 }
 
+/* What has neither SYN, FIN nor RST does no more to the connection than to advance it and to restart its timer. */
+bool tcp_is_plain(const struct session *s)
+{
+	switch (s->tcp_state) {
+	case TCP_ESTABLISHED:
+	case TCP_HALF_CLOSED:
+		return true;
+	case TCP_TIME_WAIT:
+		return !was_reset(s);
+	}
+	return false;
+}
+
 static enum tcp_state state_by_fins(struct session *s)
 {
 	switch (s->tcp_seen & (SEEN_FIN_C2S | SEEN_FIN_S2C)) {

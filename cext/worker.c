@@ -76,13 +76,13 @@ static void answer(struct worker *w, const struct queued *p, enum verdict v)
 		count_in(w->counter, PKT_SENT, 1);
 		break;
 	case VERDICT_PUNT:
-		queue_refuse(&w->queue, p, w->punt_verdict);
+		queue_pass_on(&w->queue, p, w->punt_verdict);
 		break;
 	case VERDICT_INSPECT:
 		queue_hand_over(&w->queue, p, w->punt_verdict);
 		break;
 	default:
-		queue_refuse(&w->queue, p, NF_DROP);
+		queue_drop(&w->queue, p);
 		break;
 	}
 }

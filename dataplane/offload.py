@@ -4,15 +4,18 @@
     neighbour, route, link ── event ──► what went by it comes back to the queues, and is offered again
 
 C says which sessions are ripe (offload.c), and takes off what ends or is changed. Here is what depends on the host:
-routes, links, neighbours. A hop is an interface, its MTU and the two addresses of the frame; every hop that sessions go
-by has a number, and when it is not what it was, they are taken off by that number. A neighbour that only the offload
-uses looks idle to the kernel, so it is asked after as the kernel itself would ask.
+routes, links, neighbours. What is found for one session is told to C (hop.c), which offloads the next that go there by
+itself, connections as soon as they are answered; whatever changes makes it forget. A hop is an interface, its MTU and
+the two addresses of the frame; every hop that sessions go by has a number, and when it is not what it was, they are
+taken off by that number. A neighbour that only the offload uses looks idle to the kernel, so it is asked after as the
+kernel itself would ask.
 
 Not offloaded: what routing rules send by more than the destination, interfaces that are no Ethernet, and virtual wires
 over which no frame passes without a tag: the program leaves tagged frames alone, and comes before who drops the others.
 """
 
 import logging
+import os
 import select
 import socket
 import threading
@@ -22,13 +25,14 @@ from typing import Any, NamedTuple, Protocol
 
 from dataplane.errors import DataplaneError
 from dataplane.ffi import ffi, lib, unpacker
+from dataplane.flow import FlowKey
 from dataplane.neighbours import Neighbours
 from dataplane.routes import Link
 from dataplane.sessions import KEY, SessionTable, read_key
 from dataplane.slowpath import World
 
-INTERVAL = 20  # ms between two looks at what is offered
-SECOND = 1.0
+INTERVAL = 20  # ms from an offer to the look at what is offered: others come meanwhile
+SECOND = 1000  # ms
 BATCH = 256
 MAX_HOPS = 65536
 MAX_REMEMBERED = 65536  # destinations
@@ -53,6 +57,13 @@ class Filters(Protocol):
     def load(self, table: Any, sessions: int) -> None: ...
     def set(self, ports: list[tuple[int, int, bool]]) -> None: ...
     def remove(self) -> None: ...
+
+
+def _poller(*sources: Any) -> select.poll:
+    poll = select.poll()
+    for source in sources:
+        poll.register(source, select.POLLIN)
+    return poll
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +162,7 @@ class Offload(threading.Thread):
                     and link.ifindex not in world.only_tagged
                 ]
             )
-            self._resolved.clear()
+            self._forget_hops()
             self._take_off_what_moved(world)
 
     def refusals(self) -> Refusals:
@@ -163,11 +174,13 @@ class Offload(threading.Thread):
     # ---- the thread ----
 
     def run(self) -> None:
-        poll = select.poll()
-        poll.register(self._alive, select.POLLIN | select.POLLHUP)
-        poll.register(self._neighbours, select.POLLIN)
+        bell = lib.offload_bell(self._table.pointer)
+        collecting, idle = _poller(self._alive, self._neighbours), _poller(self._alive, self._neighbours, bell)
         while True:
-            ready = dict(poll.poll(INTERVAL))
+            ready = dict(idle.poll(self._until_sweep()))
+            if bell in ready:
+                os.eventfd_read(bell)
+                ready |= dict(collecting.poll(INTERVAL))
             if self._alive.fileno() in ready:
                 return
             try:
@@ -176,11 +189,15 @@ class Offload(threading.Thread):
             except Exception:
                 log.exception("the offload stumbled and goes on")
 
+    def _until_sweep(self) -> float:
+        """ms."""
+        return max(0.0, SECOND - 1000 * (time.monotonic() - self._swept))
+
     def _turn(self) -> None:
         if changed := self._neighbours.follow():
             self._forget_neighbours(changed)
         self._take_offers()
-        if time.monotonic() - self._swept >= SECOND:
+        if not self._until_sweep():
             self._swept = time.monotonic()
             self._every_second()
 
@@ -193,7 +210,11 @@ class Offload(threading.Thread):
                 return
 
     def _offload(self, view: View) -> None:
+        assert self._world is not None
         c2s, s2c = self._hop_of(view, 0), self._hop_of(view, 1)
+        if view.ingress not in self._world.peers:
+            self._tell(view.keys[1], c2s)
+            self._tell(view.keys[0], s2c)
         reason = next((hop for hop in (c2s, s2c) if isinstance(hop, str)), None)
         if reason is None:
             done = lib.session_offload(self._table.pointer, view.id, view.generation, c2s, s2c)
@@ -207,6 +228,11 @@ class Offload(threading.Thread):
         high, place = divmod(view.id, REFUSED_PLACES)
         self._refused[place] = view.generation << 32 | high << 8 | REASONS.index(reason)
 
+    def _tell(self, back: FlowKey, hop: Any) -> None:
+        """The workers: by which hop, if by any, packets go where these come from."""
+        known = ffi.NULL if isinstance(hop, str) else hop
+        lib.hop_learn(self._table.pointer, back.src.to_bytes(16), back.zone, known)
+
     def _every_second(self) -> None:
         """Counts come in, hops that nobody goes by are forgotten, the others' neighbours are asked after."""
         used = bytearray(MAX_HOPS)
@@ -219,7 +245,7 @@ class Offload(threading.Thread):
             elif id(raw) not in resolved:
                 self._free.append(self._hops.pop(hop).number)
         if len(self._resolved) >= MAX_REMEMBERED:
-            self._resolved.clear()
+            self._forget_hops()
         waiting, self._waiting = self._waiting, []
         for session, generation in waiting:
             lib.session_reconsider(self._table.pointer, session, generation)
@@ -268,8 +294,13 @@ class Offload(threading.Thread):
             self._hops[hop] = ffi.new("struct hop *", [hop.ifindex, hop.mtu, hop.link, number])
         return self._hops[hop]
 
-    def _forget_neighbours(self, changed: set[tuple[int, int]]) -> None:
+    def _forget_hops(self) -> None:
+        """What is resolved; the workers know no more than that."""
         self._resolved.clear()
+        lib.hops_forget(self._table.pointer)
+
+    def _forget_neighbours(self, changed: set[tuple[int, int]]) -> None:
+        self._forget_hops()
         for hop in [hop for hop in self._hops if (hop.ifindex, hop.neighbour) in changed]:
             number = self._hops.pop(hop).number
             lib.offload_drop_hop(self._table.pointer, number)

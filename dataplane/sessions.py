@@ -365,6 +365,10 @@ class SessionTable:
         lib.table_read_stats(self.pointer, stats)
         return {name: getattr(stats, name) for name, _ in ffi.typeof("struct table_stats").fields}
 
+    def collect_offloaded(self) -> None:
+        """What the kernel has counted until now comes into the counters, and does not wait for the second to pass."""
+        lib.offload_sweep(self.pointer, ffi.NULL, 0)
+
     def counters(self) -> dict[str, int]:
         """Every counter of `enum counter` by its lower-case name, summed over all threads."""
         values = ffi.new("uint64_t[]", lib.COUNTERS)

@@ -15,7 +15,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import settings
@@ -25,11 +25,10 @@ from scapy.packet import Packet
 
 from dataplane.ffi import PROGRAMS, ffi, lib
 from tests.lab.capture import ones_complement
-from tests.talk import INSIDE, OUTSIDE, TCP, TIMERS, UDP, Connection, Echo, EchoReply, Firewall, recomputed
+from tests.talk import INSIDE, OUTSIDE, TCP, TIMERS, UDP, Connection, Echo, EchoReply, Firewall, mapped, recomputed
 
 SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine())
-LOOKUP, UPDATE, NEXT_KEY, TEST_RUN = 1, 2, 4, 10  # linux/bpf.h
-ARRAY, HASH = 2, 1
+ARRAY, TEST_RUN = 2, 10  # linux/bpf.h
 REDIRECT, UP = 7, 0xFFFFFFFF  # TC_ACT_REDIRECT, TC_ACT_UNSPEC
 TICK = 100_000_000  # ns
 LOOPBACK = 1
@@ -38,6 +37,7 @@ FRAME = bytes(12)  # to and from the loopback device's own address
 LINK = bytes.fromhex("020000000202020000000201")
 SERVER, POOL, PORTS = "8.8.8.8", "192.0.2.1", (1024, 60000)
 CAPACITY = 16  # the smallest map
+MOST_OFFERS = 256
 TIMEOUT = TIMERS["udp"] * 10
 
 pytestmark = [
@@ -74,16 +74,15 @@ class Kernel:
         assert self.program != ffi.NULL, os.strerror(ffi.errno)
         opened = {fd: text for fd, text in descriptors().items() if fd not in before}
         (self.run_fd,) = [fd for fd, text in opened.items() if "prog_type" in text]
-        self.flows = self._map(opened, HASH, ffi.sizeof("struct flow_key"))
-        entries = self._map(opened, ARRAY, 4, ffi.sizeof("struct offloaded"))
-        self._memory = mmap.mmap(entries, sessions * ffi.sizeof("struct offloaded"))
-        self.entries = ffi.from_buffer("struct offloaded[]", self._memory)
+        self.entries = self._array(opened, "struct offloaded", sessions)
+        self.buckets = self._array(opened, "struct offload_bucket", sessions // 2)
 
     @staticmethod
-    def _map(opened: dict[int, str], kind: int, key: int, value: int = 4) -> int:
-        wanted = f"map_type:\t{kind}\nkey_size:\t{key}\nvalue_size:\t{value}\n"
+    def _array(opened: dict[int, str], of: str, n: int) -> Any:
+        """The memory of a map that is shared with the daemon."""
+        wanted = f"map_type:\t{ARRAY}\nkey_size:\t4\nvalue_size:\t{ffi.sizeof(of)}\nmax_entries:\t{n}\n"
         (fd,) = [fd for fd, text in opened.items() if wanted in text]
-        return fd
+        return ffi.from_buffer(f"{of}[]", mmap.mmap(fd, n * ffi.sizeof(of)))
 
     def entry(self, session: int) -> Any:
         """The entry of a session, None if it has none."""
@@ -91,18 +90,19 @@ class Kernel:
 
     def mapped(self) -> dict[bytes, int]:
         """What the program finds: flow key -> index << 1 | direction."""
-        found: dict[bytes, int] = {}
-        size = ffi.sizeof("struct flow_key")
-        key, following, value = (ctypes.create_string_buffer(n) for n in (size, size, 4))
-        at = 0
-        with contextlib.suppress(FileNotFoundError):
-            while True:
-                bpf(NEXT_KEY, struct.pack("=IxxxxQQ", self.flows, at, ctypes.addressof(following)))
-                key.raw = following.raw
-                at = ctypes.addressof(key)
-                bpf(LOOKUP, struct.pack("=IxxxxQQQ", self.flows, at, ctypes.addressof(value), 0))
-                found[key.raw] = struct.unpack("=I", value.raw)[0]
+        refs = [slot % (1 << lib.OFFLOAD_REF_BITS) for bucket in self.buckets for slot in bucket.slot if slot]
+        found = {self.key(self.entries[ref >> 1], ref & 1): ref for ref in refs}
+        assert len(found) == len(refs)
         return found
+
+    @staticmethod
+    def key(entry: Any, side: int) -> bytes:
+        """The key of a flow, from how the other one leaves."""
+        flow, back = entry.flow[side], entry.flow[not side]
+        protocol = flow.proto % lib.OFFLOAD_IPV6
+        family = 6 if flow.proto >= lib.OFFLOAD_IPV6 else 4
+        key = ffi.new("struct flow_key *", [back.dst, back.src, back.dport, back.sport, protocol, flow.zone, family])
+        return bytes(ffi.buffer(key))
 
     def take(self, packet: Packet | bytes, zone: int, wire: bool = False) -> bytes | None:
         """A packet that comes in from a zone: the frame that the program sends on; None: it leaves it to others."""
@@ -129,11 +129,12 @@ def program(portable: bool) -> Path:
     return path
 
 
-def hop(number: int) -> Any:
-    return ffi.new("struct hop *", [LOOPBACK, 1500, LINK, number])
+def hop(number: int, ifindex: int = LOOPBACK) -> Any:
+    return ffi.new("struct hop *", [ifindex, 1500, LINK, number])
 
 
 HOPS = [hop(number) for number in range(4)]
+AWAY = hop(3, OUTSIDE)  # by the interface that decisions name
 
 
 class Offloading(Firewall):
@@ -142,11 +143,11 @@ class Offloading(Firewall):
     def __init__(self, max_sessions: int = CAPACITY, portable: bool = False) -> None:
         super().__init__(max_sessions)
         self.kernel = Kernel(self.table, CAPACITY, portable)
-        self._views = ffi.new("struct offload_view[]", 64)
+        self._views = ffi.new("struct offload_view[]", MOST_OFFERS)
 
     def offered(self) -> dict[int, int]:
         """Sessions that ask to be offloaded, and their generations."""
-        n = lib.offload_offers(self.table, self._views, 64)
+        n = lib.offload_offers(self.table, self._views, MOST_OFFERS)
         return {self._views[i].id: self._views[i].generation for i in range(n)}
 
     def offload(self, session: int, generation: int = 0, c2s: int = 0, s2c: int = 1) -> int:
@@ -156,6 +157,11 @@ class Offloading(Firewall):
         """Packets and bytes by direction, as an operator sees them."""
         copy = self.session(session)
         return tuple(copy.packets), tuple(copy.bytes)
+
+    def knows(self, host: str, zone: int, known: Any) -> Self:
+        """Where packets for a host go; None: not where they could be offloaded to."""
+        lib.hop_learn(self.table, mapped(host), zone, ffi.NULL if known is None else known)
+        return self
 
     def settle(self) -> None:
         """Every entry that is not in use any more has been so for longer than a program may take."""
@@ -433,15 +439,169 @@ def grown(connection: Connection) -> Connection:
     return connection
 
 
-def test_a_short_connection_is_not_offered(firewall):
-    """It would be over before that pays: the eighth segment offers it, and not one before."""
-    firewall.decides()
-    connection = Connection(firewall).open()
+def test_a_connection_is_worth_it_at_the_eighth_segment(firewall):
+    """Where its packets go nowhere that offloading could, it does not ask for others' sake before."""
+    firewall.decides().knows("10.0.0.5", INSIDE, None)
+    firewall.knows(SERVER, OUTSIDE, AWAY)
+    connection = Connection(firewall, server=f"{SERVER}:80").open()
     for _ in range(4):
         assert connection.c2s("A").left
         assert firewall.installed not in firewall.offered()
     assert connection.c2s("A").left
     assert firewall.installed in firewall.offered()
+
+
+# ---- by hops that are known ----
+
+
+def knowing(firewall: Offloading) -> Offloading:
+    """Both ways are known before anything comes."""
+    return firewall.decides().knows("10.0.0.5", INSIDE, HOPS[0]).knows(SERVER, OUTSIDE, AWAY)
+
+
+def answered(firewall: Offloading, **fields: Any) -> Connection:
+    connection = Connection(firewall, server=f"{SERVER}:80", **fields)
+    assert connection.c2s("S").left
+    assert connection.s2c("SA").left
+    return connection
+
+
+def by_kernel(
+    firewall: Offloading, connection: Connection, side: int, flags: str, payload: bytes = b"", **fields: Any
+) -> bool:
+    """Whether the program takes the next segment of that side."""
+    packet = connection.segment(side, flags, payload, 0, **fields)
+    taken = firewall.kernel.take(packet, ZONES[side]) is not None
+    connection.next[side] += len(payload) if taken else 0
+    return taken
+
+
+def test_a_connection_goes_as_soon_as_it_is_answered(firewall):
+    """The kernel forwards all but SYNs and FINs, and C knows each time what it has seen."""
+    connection = answered(knowing(firewall))
+    number = firewall.installed
+    assert firewall.session(number).flags & lib.FLAG_OFFLOADED
+    assert not firewall.offered()
+    assert firewall.tcp_state(number) == "SYN_RECEIVED"
+    firewall.kernel.entry(number).flow[0].last_seen = (firewall.now - 1) * TICK
+    firewall.kernel.entry(number).flow[0].packets += 1
+    assert firewall.tcp_state(number) == "ESTABLISHED"
+    assert firewall.session(number).timeout == TIMERS["tcp"] * 10
+    assert by_kernel(firewall, connection, 0, "PA", b"x")
+    assert by_kernel(firewall, connection, 1, "A")
+    assert not by_kernel(firewall, connection, 0, "FA")
+    connection.shut()
+    assert firewall.tcp_state(number) == "TIME_WAIT"
+    assert by_kernel(firewall, connection, 1, "A")
+    assert firewall.counts(number)[0] == (5, 4)
+    firewall.sweep()
+    assert not firewall.kernel.mapped()
+
+
+def test_a_client_that_does_not_acknowledge_is_not_waited_for(firewall):
+    """Answered and offloaded, the session still ends by the timer of the handshake."""
+    answered(knowing(firewall))
+    number = firewall.installed
+    firewall.wait(TIMERS["tcp_handshake"] + 1)
+    assert not firewall.expire()
+    firewall.wait(1 / 10)
+    assert [end.id for end in firewall.expire()] == [number]
+    assert not firewall.kernel.mapped()
+
+
+def test_a_server_that_speaks_first_establishes_nothing(firewall):
+    """It takes an acknowledgement of the client's."""
+    connection = answered(knowing(firewall))
+    assert by_kernel(firewall, connection, 1, "A", b"welcome")
+    assert firewall.tcp_state(firewall.installed) == "SYN_RECEIVED"
+    assert by_kernel(firewall, connection, 0, "A")
+    assert firewall.tcp_state(firewall.installed) == "ESTABLISHED"
+
+
+def test_an_answer_that_comes_twice_changes_nothing(firewall):
+    """Before the acknowledgement, which then still goes by the kernel."""
+    connection = answered(knowing(firewall))
+    connection.next[1] -= 1
+    assert connection.s2c("SA").left
+    assert by_kernel(firewall, connection, 0, "A", b"request")
+    assert firewall.tcp_state(firewall.installed) == "ESTABLISHED"
+
+
+def test_the_end_of_a_short_connection_is_judged(firewall):
+    """A FIN and a RST outside the window are dropped, the exact RST ends it; then nothing passes the kernel."""
+    connection = answered(knowing(firewall))
+    assert by_kernel(firewall, connection, 0, "A", b"request")
+    connection.c2s("FA", ahead=1 << 20).is_dropped("tcp_drop_out_of_wnd")
+    connection.s2c("R", ahead=1 << 20).is_dropped("tcp_drop_rst_out_of_wnd")
+    assert connection.s2c("R").left
+    assert firewall.session(firewall.installed).end_reason == lib.END_TCP_RST_FROM_SERVER
+    assert not firewall.kernel.mapped()
+
+
+def test_a_half_closed_stream_stays_with_the_kernel(firewall):
+    """What the server still has to say, after the client has closed: each acknowledgement restarts the timer."""
+    connection = answered(knowing(firewall))
+    assert by_kernel(firewall, connection, 0, "A", b"request")
+    assert connection.c2s("FA").left
+    assert firewall.tcp_state(firewall.installed) == "HALF_CLOSED"
+    assert by_kernel(firewall, connection, 1, "A", b"answer")
+    assert by_kernel(firewall, connection, 0, "A")
+    firewall.wait(TIMERS["tcp_half_closed"] - 1)
+    firewall.kernel.entry(firewall.installed).flow[1].last_seen = firewall.now * TICK
+    assert by_kernel(firewall, connection, 1, "A", b"more")
+    assert firewall.session(firewall.installed).timeout == TIMERS["tcp_half_closed"] * 10
+
+
+def test_what_is_forgotten_is_not_gone_by(firewall):
+    """After hops_forget() a connection asks, and no more than a few do in one tick."""
+    knowing(firewall)
+    lib.hops_forget(firewall.table)
+    answered(firewall)
+    assert not firewall.kernel.mapped()
+    assert firewall.installed in firewall.offered()
+
+
+def test_only_a_few_ask_at_a_time():
+    """A flood of connections to places nobody knows leaves Python its time."""
+    with Offloading(256) as firewall:
+        firewall.decides()
+        began = firewall.now
+        for port in range(4000, 4100):
+            answered(firewall, client=f"10.0.0.5:{port}")
+        assert len(firewall.offered()) <= 16 * (firewall.now - began + 1)
+        firewall.wait(1 / 10)
+        answered(firewall, client="10.0.0.5:5000")
+        assert len(firewall.offered()) == 1
+
+
+def test_a_session_that_is_over_still_asks_where_it_went(firewall):
+    """For the sake of the next; there is nothing to offload any more."""
+    connection = answered(firewall.decides())
+    assert connection.c2s("A").left
+    connection.shut()
+    assert firewall.installed in firewall.offered()
+    assert firewall.offload(firewall.installed) == lib.OFFLOAD_UNSUITED
+    knowing(firewall)
+    answered(firewall, client="10.0.0.5:4001")
+    assert len(firewall.kernel.mapped()) == 2
+
+
+def test_a_hop_is_of_its_zone_and_of_the_sessions_interface(firewall):
+    """The same address in another zone is another place; by another interface than was decided nothing goes."""
+    firewall.decides().knows("10.0.0.5", OUTSIDE, HOPS[0]).knows(SERVER, OUTSIDE, AWAY)
+    answered(firewall)
+    firewall.knows("10.0.0.5", INSIDE, HOPS[0]).knows(SERVER, OUTSIDE, HOPS[1])
+    answered(firewall, client="10.0.0.5:4001")
+    assert not firewall.kernel.mapped()
+
+
+def test_datagrams_go_by_known_hops_too(firewall):
+    """From the third on, without being offered."""
+    knowing(firewall)
+    for _ in range(3):
+        assert firewall.c2s(question()).left
+    assert not firewall.offered()
+    assert firewall.kernel.take(question(), INSIDE) is not None
 
 
 def test_what_was_unsuited_may_ask_again(firewall):
@@ -487,8 +647,6 @@ def test_numbers_come_back_from_the_kernel(firewall):
     connection.next[0] += 1 << 20
     assert connection.c2s("FA").left
     assert firewall.tcp_state(number) == "HALF_CLOSED"
-    assert not firewall.kernel.mapped()
-    assert firewall.kernel.take(connection.segment(1, "A", b"late", 0), OUTSIDE) is None
 
 
 def test_the_program_says_when_it_has_seen_the_last_packet(firewall):

@@ -41,6 +41,7 @@ class CounterCommands:
         name = arguments.get("name")
         if name is not None:
             choice("name", name, DESCRIPTIONS)
+        self._engine.table.collect_offloaded()
         counters, values = self._engine.counters, self._engine.table.counters
         if wanted.packet_filter:
             counters, values = self._engine.diagnosis.counters, self._engine.diagnosis.counted

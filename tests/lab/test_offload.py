@@ -82,7 +82,7 @@ def test_a_connection_is_followed_to_its_end(lab, firewall, net, port):
         client.shutdown(socket.SHUT_WR)
         assert server.recv(1) == b""
         session = session_of(firewall, client)
-        assert (session["offload"], session["timeout"]) == (False, 120)
+        assert (session["offload"], session["timeout"]) == (True, 120)
         server.sendall(b"last words")
         assert client.recv(100) == b"last words"
     poll(lambda: sessions(firewall, source_port=source)[0]["end_reason"] == "tcp-fin", 3, "the end")
