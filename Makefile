@@ -105,11 +105,11 @@ bench: build $(VENV)/.test-packages ## measure beside plain forwarding, nftables
 	@$(PY) -m tests.bench $(ARGS)
 
 # Built by Debian's own Python, whatever $(PYTHON) is, and from a copy, which has its debian/ at the top.
-deb: $(VENV)/.deb-packages ## a Debian package in dist/ that brings along whatever Debian 12 lacks
+deb: man $(VENV)/.deb-packages ## a Debian package in dist/ that brings along whatever Debian 12 lacks
 	rm -rf build/deb && mkdir -p build/deb/dataplane/build dist
 	cp -r pyproject.toml README.md CHANGELOG.md LICENSE cext config dataplane build/deb/dataplane/
 	cp -r config/debian build/deb/dataplane/debian
-	if [ -d build/man ]; then cp -r build/man build/deb/dataplane/build/; fi
+	cp -r build/man build/deb/dataplane/build/
 	rm -f build/deb/dataplane/dataplane/_dataplane.*.so build/deb/dataplane/dataplane/*.bpf.o
 	cd build/deb/dataplane && env -u MAKEFLAGS -u MAKELEVEL PATH=/usr/sbin:/usr/bin:/sbin:/bin \
 		dpkg-buildpackage --build=binary --no-sign

@@ -91,15 +91,16 @@ class Answer(Iterator[object]):
             raise DataplaneError(f"the daemon's answer broke off: {error}") from error
 
 
-def request(runtime_dir: Path, command: str, arguments: Mapping[str, object], patience: float = PATIENCE) -> Answer:
+def request(runtime_dir: Path, command: str, arguments: Mapping[str, object], patience: float = 0.0) -> Answer:
     """Ask the daemon of `runtime_dir`; what it refuses outright is raised here, before the first row.
 
-    Raises Unreachable when nobody listens there, else what the daemon's error says.
+    Raises Unreachable when nobody listens there, else what the daemon's error says. `patience`: seconds
+    that it may be silent, PATIENCE unless it is said.
     """
     line = json.dumps({"command": command, "arguments": arguments}).encode()
     if len(line) > MAX_REQUEST:
         raise UsageError(f"the command is longer than {MAX_REQUEST} bytes")
-    connection = _connect(runtime_dir / SOCKET_NAME, patience)
+    connection = _connect(runtime_dir / SOCKET_NAME, patience or PATIENCE)
     try:
         connection.sendall(line + b"\n")
     except OSError:

@@ -56,9 +56,11 @@ class Story:
 
     def operator(self, *words: str, tells: str = "") -> str:
         """A command, and what it prints, in which `tells` must be. Raises LabError."""
-        print(f"\nfirewall# dataplane {' '.join(words)}", flush=True)
         done = self._firewall.cli(*words)
-        print((done.stdout + done.stderr).rstrip().replace(f"{self._firewall.directory}/", ""), flush=True)
+        typed, said = f"firewall# dataplane {' '.join(words)}", (done.stdout + done.stderr).rstrip()
+        print(
+            "\n" + "\n".join([typed, said] if said else [typed]).replace(f"{self._firewall.directory}/", ""), flush=True
+        )
         if done.returncode or tells not in done.stdout:
             raise LabError(f"dataplane {' '.join(words)}: {tells!r} was to be told; exit {done.returncode}")
         return done.stdout
