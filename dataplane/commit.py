@@ -231,7 +231,11 @@ def first_config(path: Path, versions: Versions) -> tuple[Config, RuleIds]:
             log.warning("version %d was never confirmed: starting with version %d", latest.version, back[-1])
             before = versions.read(back[-1])
             return config_of(before), ids_of(before)
-    return config, identify(config, config_of(latest), ids_of(latest))
+    try:
+        return config, identify(config, config_of(latest), ids_of(latest))
+    except DataplaneError as error:
+        log.warning("the rules' ids begin anew: %s", error)
+        return config, identify(config)
 
 
 def unchangeable(before: Config, after: Config) -> list[str]:

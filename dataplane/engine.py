@@ -92,11 +92,7 @@ class Engine:
         self.bindings = Bindings(self.table, self.quotas)
         self.log_dir = log_dir
         self.traffic_log = TrafficLog(
-            config.log,
-            log_dir,
-            self._records_lost,
-            self.names.interface_index,
-            lambda rule: self.ids.security.get(rule, ""),
+            config.log, log_dir, self._records_lost, self.names.interface_index, self._rule_id
         )
         self.system_log = log_file_sink(log_dir / "system.json", config.log.rotate, self._records_lost)
         self._system_handler = SystemLog(self.system_log.write)
@@ -112,28 +108,12 @@ class Engine:
         self.dispatch = Dispatch(self.table)
         self.offload = Offload(self.table, Ingress(runtime_dir), config.settings.offload)
         self._load_settings()
-        self.slowpath = SlowPath(
-            self._slow_queue,
-            self.table,
-            self.bindings,
-            self.quotas,
-            self.inspection,
-            self.dispatch,
-            self._world(),
-            self.hits,
-            self.nat,
-            self.latency,
-            self._replies,
-            self._record,
-            self.failed,
-        )
+        self.slowpath = self._make_slowpath()
         self.resources = Resources(ThreadLoads(self.threads), self._utilization)
         self.diagnosis = Diagnosis(self.table, self.names, log_dir / "packet-diag", self._watch_slowpath)
         self._host_log = HostLog(self.monitor.links)
-        spells = Spells(self.table.counters())
-        self.ager = Ager(
-            self.table, self.catch_up, self._sessions_ended, self._sessions_leave, self._queues, spells.look
-        )
+        watch = Spells(self.table.counters()).look
+        self.ager = Ager(self.table, self.catch_up, self._sessions_ended, self._sessions_leave, self._queues, watch)
         self.followers: list[Callable[[], None]] = []  # who else lives by the configuration, told of every commit
         self._workers: list[tuple[Any, threading.Thread]] = []
         self._undo: list[Callable[[], None]] = []  # what stop() has to do, the last first
@@ -230,6 +210,23 @@ class Engine:
     def _routed(self) -> tuple[str, ...]:
         """The zones' interfaces that are no ports of a virtual wire."""
         return tuple(name for name in self.policy.interface_zone if name not in self._wires.ports)
+
+    def _make_slowpath(self) -> SlowPath:
+        return SlowPath(
+            self._slow_queue,
+            self.table,
+            self.bindings,
+            self.quotas,
+            self.inspection,
+            self.dispatch,
+            self._world(),
+            self.hits,
+            self.nat,
+            self.latency,
+            self._replies,
+            self._record,
+            self.failed,
+        )
 
     def _hooks(self) -> Hooks:
         queue = self.config.settings.queue

@@ -448,11 +448,11 @@ class TestSignals:
     def test_death_in_the_middle_leaves_one_policy_or_the_other(self):
         """However far the commit has come: the next start has a whole configuration and its whole history."""
         other = changed(security_rules=rules(rule("no-mail", service=["mail"])))
-        for delay in range(6):
+        for delay in range(4):
             with Lab() as lab, lab.firewall(CONFIG) as firewall:
                 asking = threading.Thread(target=ask_in_vain, args=(firewall, other))
                 asking.start()
-                asking.join(delay * 0.01)
+                asking.join(delay * 0.015)
                 firewall.kill()
                 asking.join()
                 firewall.start()
