@@ -168,7 +168,7 @@ def wall(call: Callable[[], Any]) -> float:
 
 def commit(firewall: Firewall, config: Mapping[str, Any]) -> float:
     """Seconds that the daemon takes to commit one rule more, which ends nothing: every live session is judged anew."""
-    more = {**config, "security-rules": [deny(0), *config["security-rules"]]}
+    more = {**config, "security-rules": [{**deny(0), "name": "one-more"}, *config["security-rules"]]}
     order = {"config": more, "user": "bench", "source": "bench"}
     return wall(lambda: list(request(firewall.directory / "runtime", "commit", order)))
 
