@@ -36,7 +36,6 @@ def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
     """Run until SIGTERM or SIGINT; the exit code (contract section 1)."""
     logging.basicConfig(level=logging.INFO, handlers=[journal.handler()])
     ending = stopping.listen()  # first: a stop that comes during the start must find somebody who cleans up
-    stopping.listen_for_reload()
     versions = Versions(state_dir, runtime_dir)
     for name, purpose in capabilities.missing().items():
         log.warning("%s is not permitted: without it there is no %s", name, purpose)
@@ -60,7 +59,6 @@ def _serve(engine: Engine, committer: Committer, runtime_dir: Path, ending: thre
     committer.begin()
     exporter = Exporter(engine)
     engine.start()
-    reload = stopping.listen_for_reload()
     sys.setswitchinterval(SWITCH_INTERVAL)
     # What lives now lives to the end: the collector need not walk over ten thousand rules again and again.
     gc.collect()
@@ -73,8 +71,7 @@ def _serve(engine: Engine, committer: Committer, runtime_dir: Path, ending: thre
         notify("READY=1")
         log.info("ready: %d zones, %d security rules", len(engine.config.zones), len(engine.policy.security_rules))
         while not ending.is_set() and not engine.failed.wait(0.1):
-            if reload.is_set():
-                reload.clear()
+            if stopping.take_reload():
                 threading.Thread(target=_reload, args=(committer,), name="reload", daemon=True).start()
             if stopping.take_reopen():
                 engine.reopen_logs()

@@ -80,23 +80,19 @@ class Judge:
         self.names = names
         self._policy = world.policy
         self._world = world
-        self._starts = starts_of(world.policy, ())
+        self.starts: Starts = starts_of(world.policy, ())
         self._zones = {number for name, number in before.zone_ids.items() if world.policy.zone_ids.get(name) == number}
         old, new = (_by_id(policy, ids) for policy, ids in zip((before, world.policy), nat_ids, strict=True))
         self._nat = new
         self._nat_ids = nat_ids[1]
         self._changed_nat = {id for id, rules in new.items() if id in old and old[id] != rules}
 
-    @property
-    def starts(self) -> Starts:
-        return self._starts
-
     def judge(self, seen: LiveClass) -> Verdict:
         """The verdict on every session of a class, but for what a changed NAT rule says of each."""
         if seen.kind == lib.REMATCH_CHILD:
             return self._child(seen)
         port = seen.port if seen.kind == lib.REMATCH_TO_HOST else self._port(seen)
-        return self._verdict(seen, self._starts.source[seen.source], self._starts.destination[seen.destination], port)
+        return self._verdict(seen, self.starts.source[seen.source], self.starts.destination[seen.destination], port)
 
     def judge_session(self, session: Session) -> Verdict:
         """The same for one session that is no child."""
@@ -147,7 +143,7 @@ class Judge:
         return Verdict(index) if rule.action is Action.ALLOW else Verdict(cause=(SECURITY, rule.name))
 
     def _port(self, seen: LiveClass) -> int:
-        line = {TCP: self._starts.tcp, UDP: self._starts.udp}.get(seen.proto)
+        line = {TCP: self.starts.tcp, UDP: self.starts.udp}.get(seen.proto)
         return line[seen.port] if line is not None else 0
 
     def _application(self, seen: LiveClass, port: int) -> str:

@@ -373,13 +373,13 @@ class SessionTable:
         """Every counter of `enum counter` by its lower-case name, summed over all threads."""
         values = ffi.new("uint64_t[]", lib.COUNTERS)
         lib.table_read_counters(self.pointer, values)
-        return {name: values[i] for i, name in enumerate(COUNTERS) if name != "drops_end"}
+        return _by_name(values)
 
     def counters_of(self, shard: int) -> dict[str, int]:
         """The same of one thread alone."""
         values = ffi.new("uint64_t[]", lib.COUNTERS)
         lib.table_read_shard(self.pointer, shard, values)
-        return {name: values[i] for i, name in enumerate(COUNTERS) if name != "drops_end"}
+        return _by_name(values)
 
     # ---- ends ----
 
@@ -414,6 +414,11 @@ class SessionTable:
     def free(self, sessions: Copies) -> None:
         """CLOSED sessions leave the table and give their ports back. Ager only."""
         lib.session_free(self.pointer, sessions.ids, len(sessions))
+
+
+def _by_name(values: Any) -> dict[str, int]:
+    """What C has written by `enum counter`."""
+    return {name: values[i] for i, name in enumerate(COUNTERS) if name != "drops_end"}
 
 
 def _session(values: tuple[Any, ...], now: int) -> Session:

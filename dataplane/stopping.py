@@ -18,18 +18,22 @@ def listen() -> threading.Event:
     """Set once SIGTERM or SIGINT has come; the same event at every call. Main thread only."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: _asked.set())
+    signal.signal(signal.SIGHUP, lambda _number, _frame: _reload.set())
     signal.signal(signal.SIGUSR1, lambda _number, _frame: _reopen.set())
     return _asked
 
 
-def listen_for_reload() -> threading.Event:
-    """Set whenever SIGHUP has come; whoever has seen it clears it. Main thread only."""
-    signal.signal(signal.SIGHUP, lambda _number, _frame: _reload.set())
-    return _reload
+def take_reload() -> bool:
+    """Whether SIGHUP has come since the last time: the configuration's file shall be committed."""
+    return _take(_reload)
 
 
 def take_reopen() -> bool:
     """Whether SIGUSR1 has come since the last time: log files were moved and shall be opened anew."""
-    asked = _reopen.is_set()
-    _reopen.clear()
+    return _take(_reopen)
+
+
+def _take(event: threading.Event) -> bool:
+    asked = event.is_set()
+    event.clear()
     return asked

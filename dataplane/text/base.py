@@ -9,6 +9,11 @@ Json = Mapping[str, Any]
 RULE = "-" * 80
 
 
+def yes_no(value: bool) -> str:
+    """As PAN-OS says it."""
+    return "yes" if value else "no"
+
+
 def printable(line: str) -> str:
     """A line that a terminal shows and never obeys: what is not printable is spelled as JSON would, an escape \\u001b.
 

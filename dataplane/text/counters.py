@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from dataplane.text.base import RULE, Json
+from dataplane.text.base import RULE, Json, yes_no
 
 
 def counters(rows: Sequence[Json], elapsed: float) -> Iterator[str]:
@@ -32,5 +32,5 @@ def alg(rows: Iterable[Json]) -> Iterator[str]:
     yield f"{'Application':<16}{'Enabled':<9}{'Ports':<24}{'Sessions':>9}{'Predict':>9}"
     for row in rows:
         ports = ",".join(map(str, row["ports"]))
-        enabled = "yes" if row["enabled"] else "no"
-        yield f"{row['application']:<16}{enabled:<9}{ports:<24}{row['sessions']:>9}{row['predictions']:>9}"
+        named = f"{row['application']:<16}{yes_no(row['enabled']):<9}"
+        yield f"{named}{ports:<24}{row['sessions']:>9}{row['predictions']:>9}"

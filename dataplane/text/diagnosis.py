@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from dataplane.text.base import RULE, Json
+from dataplane.text.base import RULE, Json, yes_no
 
 
 def diagnosis_setting(setting: Json) -> Iterator[str]:
@@ -11,18 +11,18 @@ def diagnosis_setting(setting: Json) -> Iterator[str]:
     yield "Packet diagnosis setting:"
     yield RULE
     yield "Packet filter"
-    yield f"  Enabled:                   {_yes_no(setting['filter']['enabled'])}"
+    yield f"  Enabled:                   {yes_no(setting['filter']['enabled'])}"
     yield f"  Marked sessions:           {setting['filter']['marked_sessions']}"
     for row in setting["filter"]["filters"]:
         yield from _filter(row)
     yield RULE
     yield "Logging"
-    yield f"  Enabled:                   {_yes_no(setting['log']['enabled'])}"
+    yield f"  Enabled:                   {yes_no(setting['log']['enabled'])}"
     yield f"  Features:                  {', '.join(setting['log']['features']) or 'none'}"
     yield f"  Packets:                   {setting['log']['packets']} of {setting['log']['maximum']}"
     yield RULE
     yield "Packet capture"
-    yield f"  Enabled:                   {_yes_no(setting['capture']['enabled'])}"
+    yield f"  Enabled:                   {yes_no(setting['capture']['enabled'])}"
     yield f"  Directory:                 {setting['capture']['directory']}"
     for row in setting["capture"]["stages"]:
         yield from _stage(row)
@@ -49,7 +49,3 @@ def _stage(row: Json) -> Iterator[str]:
     yield f"    Captured:     packets - {row['packets']:<10} bytes - {row['bytes']:<10} lost - {row['lost']}"
     most = f"packets - {row['packet_count']:<10} bytes - {row['byte_count']:<10} snaplen - {row['snaplen']}"
     yield f"    Maximum:      {most}"
-
-
-def _yes_no(value: bool) -> str:
-    return "yes" if value else "no"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from dataplane.text.base import Json
+from dataplane.text.base import Json, yes_no
 
 
 def security_policy(rules: Iterable[Json]) -> Iterator[str]:
@@ -44,8 +44,8 @@ def _security_stanza(rule: Json) -> Iterator[str]:
     services = _numbered(rule["application_service"]) if written else rule["application_service"]
     yield f"        application/service  {_words(services)};"
     yield f"        action {rule['action']};"
-    yield f"        icmp-unreachable: {_yes_no(rule['icmp_unreachable'])}"
-    yield f"        terminal {_yes_no(not written or rule['action'] == 'allow')};"
+    yield f"        icmp-unreachable: {yes_no(rule['icmp_unreachable'])}"
+    yield f"        terminal {yes_no(not written or rule['action'] == 'allow')};"
     if rule["type"]:
         yield f"        type {rule['type']};"
     if rule["disabled"]:
@@ -82,10 +82,6 @@ def _words(words: list[str]) -> str:
 
 def _numbered(services: list[str]) -> list[str]:
     return [f"{number}:{service}" for number, service in enumerate(services)]
-
-
-def _yes_no(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 def security_match(match: Json) -> Iterator[str]:
