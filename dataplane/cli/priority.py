@@ -14,13 +14,15 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dataplane.cli.pace import Pace
+
 LONG = 1 << 18  # bytes of an answer that are printed at the pace of any command
 LOWEST = 19
 AUTOGROUP = Path("/proc/self/autogroup")  # "/autogroup-7 nice 0"
 
 
 def patiently(blocks: Iterable[bytes]) -> Generator[bytes, None, None]:
-    """The same blocks; from LONG bytes on they take what processor time nobody else wants."""
+    """The same blocks; from LONG bytes on they take what processor time nobody else wants, at the pace of pace.py."""
     left = iter(blocks)
     given = 0
     for block in left:
@@ -28,8 +30,11 @@ def patiently(blocks: Iterable[bytes]) -> Generator[bytes, None, None]:
         yield block
         if given >= LONG:
             break
+    pace = Pace()
     with lowered():
-        yield from left
+        for block in left:
+            yield block
+            pace.rest()
 
 
 @contextmanager

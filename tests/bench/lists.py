@@ -1,19 +1,20 @@
 """What the operator's lists take from the traffic, and how long they take.
 
-SESSIONS sessions lie in the table. One TCP stream crosses, first alone, then beside somebody who types without a
-pause: the whole list, those of one source, their number, each a process of its own, all in a session as a terminal is.
-`kept` is the stream's rate beside them as a share of the rate alone, the median of rounds of which each measures both,
-one right after the other; `worst` the same of the lowest second beside them. `list` and `JSON` are the seconds that the
-whole list takes when nothing else goes on.
+SESSIONS sessions lie in the table. One TCP stream crosses, alone, then beside somebody who types without a pause (the
+whole list, those of one source, their number, each a process in a session of its own), then alone again. `kept` is the
+stream's rate beside them as a share of the mean of the two rates alone, the median of the rounds; `worst` the same of
+the lowest seconds; `cycles` how often all three were answered. `list` and `JSON` are the seconds that the whole list
+takes when nothing else goes on, `list beside` what it takes beside the stream.
 """
 
-import os
-import signal
+import itertools
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from tests.bench.flood import output, running
@@ -72,18 +73,21 @@ def crowded(offload: bool) -> dict[str, Any]:
 
 
 def one_round(lab: Lab, firewall: Firewall, effort: Effort) -> dict[str, float]:
-    """The stream without and with somebody who lists, and how long a list takes without and with the stream."""
-    alone, _ = stream(lab, effort)
-    with typist(firewall) as cycles:
+    """The stream without, with and without somebody who lists, and how long lists take with and without it."""
+    before, low = stream(lab, effort)
+    with typist(firewall) as answered:
         beside, worst = stream(lab, effort)
+    after, lowest = stream(lab, effort)
+    alone = mean([before, after])
     return {
         "alone": alone,
         "beside": beside,
         "kept": beside / alone,
-        "worst": worst / alone,
-        "cycles": cycles(),
+        "worst": worst / mean([low, lowest]),
+        "cycles": len(answered) // len(COMMANDS),
         "text_s": wall(lambda: listed(firewall)),
         "json_s": wall(lambda: listed(firewall, "--json")),
+        "beside_s": median(answered[:: len(COMMANDS)]),
     }
 
 
@@ -96,30 +100,44 @@ def stream(lab: Lab, effort: Effort) -> tuple[float, float]:
     return result["end"]["sum_received"]["bits_per_second"] / 1e9, min(seconds) / 1e9
 
 
-def listed(firewall: Firewall, *options: str) -> subprocess.CompletedProcess[str]:
-    """The whole list."""
-    return firewall.cli("show", "session", "all", *options, timeout=120)
+def listed(firewall: Firewall, *words: str) -> subprocess.CompletedProcess[str]:
+    """A list, in a session of its own as a terminal's is. What is printed goes nowhere."""
+    command = [*PROGRAM, "show", "session", "all", "--runtime-dir", str(firewall.directory / "runtime"), *words]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        timeout=PATIENCE,
+    )
 
 
 @contextmanager
-def typist(firewall: Firewall) -> Iterator[Callable[[], int]]:
-    """Types COMMANDS again and again; how often all of them were answered. What is printed goes nowhere."""
-    done = firewall.directory / "cycles"
-    done.write_text("")
-    program = [*PROGRAM, "show", "session", "all", "--runtime-dir", str(firewall.directory / "runtime")]
-    typed = " && ".join(" ".join([*program, *words]) for words in COMMANDS)
-    script = f"while {{ {typed}; }} >/dev/null; do echo >>{done}; done"
-    with subprocess.Popen(["sh", "-c", script], cwd=ROOT, start_new_session=True) as shell:
+def typist(firewall: Firewall) -> Iterator[list[float]]:
+    """Types COMMANDS again and again, to the end of the last; the seconds that each took so far. Raises LabError."""
+    answered: list[float] = []
+    end = threading.Event()
+
+    def type_on() -> None:
+        commands = itertools.cycle(COMMANDS)
+        while not end.is_set():
+            answered.append(wall(lambda: listed(firewall, *next(commands))))
+
+    with ThreadPoolExecutor() as pool:
+        typing = pool.submit(type_on)
         try:
-            yield lambda: len(done.read_text())
+            yield answered
         finally:
-            os.killpg(shell.pid, signal.SIGKILL)
+            end.set()
+        typing.result()
 
 
 def show(report: Sequence[Mapping[str, Any]]) -> None:
     """The table, a line a way."""
     print(f"\nBeside an operator who lists, filters and counts {SESSIONS:,} sessions without a pause\n")
-    heads = ["TCP Gbit/s", "beside", "kept", "worst second", "cycles", "list s", "JSON s"]
+    heads = ["TCP Gbit/s", "beside", "kept", "worst second", "cycles", "list s", "JSON s", "list beside"]
     print(f"{'':<20}" + "".join(f"{head:>13}" for head in heads))
     for row in report:
         cells = [
@@ -130,5 +148,6 @@ def show(report: Sequence[Mapping[str, Any]]) -> None:
             f"{row['cycles']:.0f}",
             f"{row['text_s']:.2f}",
             f"{row['json_s']:.2f}",
+            f"{row['beside_s']:.2f}",
         ]
         print(f"{row['title']:<20}" + "".join(f"{text:>13}" for text in cells))
