@@ -30,7 +30,8 @@ class Distribution(NamedTuple):
         if at == len(BOUNDS):
             return BOUNDS[-1]
         low, before = (BOUNDS[at - 1], self.cumulative[at - 1]) if at else (0.0, 0)
-        return low + (BOUNDS[at] - low) * (wanted - before) / (self.cumulative[at] - before)
+        beyond = (BOUNDS[at] - low) * (wanted - before) / (self.cumulative[at] - before)
+        return min(low + beyond, BOUNDS[at])  # which the rounded sum may pass
 
 
 class Latency:

@@ -1,7 +1,7 @@
 """How long first packets wait, in the buckets of a histogram."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dataplane.latency import ABSURD, BOUNDS, Latency
@@ -30,6 +30,7 @@ def test_a_stamp_that_cannot_be_is_not_counted():
 
 
 @given(WAITS.filter(bool), st.sampled_from([0.01, 0.5, 0.99, 1.0]))
+@example([0.001953125] * 3, 1.0)
 def test_a_quantile_lies_in_the_bucket_of_the_true_one(waits, share):
     """Neither side of it: the answer is as exact as the buckets are."""
     true = sorted(waits)[max(-(-int(share * 100) * len(waits) // 100) - 1, 0)]
