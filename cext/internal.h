@@ -354,7 +354,7 @@ void offload_destroy(struct offload *o);
 void offload_begin(struct table *t, struct offload *o);
 void offload_consider(const struct burst *b, const struct packet *pkt, struct session *s, int dir);
 void offload_merge(struct table *t, struct session *s);
-bool offload_overtakes(const struct table *t, const struct session *s, const struct packet *pkt);
+bool offload_overtakes(const struct table *t, const struct session *s, int dir, const struct packet *pkt);
 void offload_publish(struct table *t, const struct session *s);
 void offload_take_off(struct table *t, struct session *s);
 bool offload_lingers(struct table *t, struct session *s, uint32_t now);

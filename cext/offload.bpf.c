@@ -104,6 +104,7 @@ struct view {
 	uint16_t check;            /* as it stands in the packet */
 	uint16_t check_at;         /* offset in the transport header */
 	bool     is_tcp;
+	bool     is_fin;
 	bool     unchecked;        /* UDP without a checksum */
 	bool     is_reply;         /* ICMP echo */
 	uint8_t  summed;           /* enum summed, or something else */
@@ -141,9 +142,10 @@ INLINE bool read_tcp(struct view *v, const uint8_t *tcp)
 {
 	uint32_t header = (tcp[12] >> 4) * 4u, flags = tcp[13] & 0x3f;
 
-	if ((flags & ~(uint32_t)TCP_FLAG_PSH) != TCP_FLAG_ACK || header < TCP_HEADER || header > v->l4_len)
+	if ((flags & ~(uint32_t)(TCP_FLAG_PSH | TCP_FLAG_FIN)) != TCP_FLAG_ACK || header < TCP_HEADER || header > v->l4_len)
 		return false;
 	v->is_tcp = true;
+	v->is_fin = flags & TCP_FLAG_FIN;
 	v->key.sport = *(const uint16_t *)tcp;
 	v->key.dport = *(const uint16_t *)(tcp + 2);
 	v->seq = bpf_ntohl(*(const uint32_t *)(tcp + 4));
@@ -151,7 +153,7 @@ INLINE bool read_tcp(struct view *v, const uint8_t *tcp)
 	v->window = bpf_ntohs(*(const uint16_t *)(tcp + 14));
 	v->check = *(const uint16_t *)(tcp + 16);
 	v->check_at = 16;
-	v->seq_len = v->l4_len - header;
+	v->seq_len = v->l4_len - header + v->is_fin;
 	v->headers += header;
 	return true;
 }
@@ -364,9 +366,11 @@ INLINE bool advance(const struct view *v, struct offload_flow *sender, struct of
 	       raise(&sender->tcp.ack, v->ack) && raise(&receiver->tcp.max_end, v->ack + (window ? window : 1));
 }
 
+/* A FIN moves the windows like any segment and is then C's to judge: what comes behind it is forwarded here, perhaps
+ * before it. */
 INLINE bool track(const struct view *v, struct offload_flow *sender, struct offload_flow *receiver)
 {
-	return !v->is_tcp || (in_window(v, &sender->tcp, &receiver->tcp) && advance(v, sender, receiver));
+	return !v->is_tcp || (in_window(v, &sender->tcp, &receiver->tcp) && advance(v, sender, receiver) && !v->is_fin);
 }
 
 /* Who sees the packet counted also sees when it came.  The clock is read once in two of the kernel's own ticks. */

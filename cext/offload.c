@@ -305,12 +305,17 @@ void offload_merge(struct table *t, struct session *s)
 	}
 }
 
-/* Whether a packet may have waited in its queue while the kernel forwarded later ones. */
-bool offload_overtakes(const struct table *t, const struct session *s, const struct packet *pkt)
+/* Whether a packet may have waited in its queue while the kernel forwarded later ones: it came before they could be, or
+ * is a FIN that lay in the windows when it passed the kernel's program, which has counted it in and left it to us. */
+bool offload_overtakes(const struct table *t, const struct session *s, int dir, const struct packet *pkt)
 {
 	const struct offloaded *entry = s->flags & FLAG_ENTRY ? entry_of(t, s) : NULL;
 
-	return entry && pkt->arrived && pkt->arrived <= entry->flow[0].begun;
+	if (!entry)
+		return false;
+	if (pkt->arrived && pkt->arrived <= entry->flow[0].begun)
+		return true;
+	return pkt->tcp_flags & TCP_FLAG_FIN && pkt->seq + pkt->seq_len == s->tcp[dir].end;
 }
 
 void offload_publish(struct table *t, const struct session *s)

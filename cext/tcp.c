@@ -296,7 +296,7 @@ static enum verdict track_data(const struct packet *pkt, struct session *s, int 
 {
 	if (s->tcp_state == TCP_NEW)
 		begin_midstream(s, dir, pkt);
-	else if (!in_window(s, dir, pkt, offload_overtakes(b->table, s, pkt)))
+	else if (!in_window(s, dir, pkt, offload_overtakes(b->table, s, dir, pkt)))
 		return drop(b, TCP_DROP_OUT_OF_WND);
 	else
 		advance(s, dir, pkt);

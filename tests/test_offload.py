@@ -664,6 +664,29 @@ def test_the_program_says_when_it_has_seen_the_last_packet(firewall):
     assert firewall.session(session).last_seen == later // TICK
 
 
+@pytest.mark.parametrize("seen", [True, False], ids=["passed-the-program", "forged"])
+def test_a_fin_may_be_overtaken(firewall, seen):
+    """While it waits in its queue the kernel forwards a megabyte of the other side: its acknowledgement is old then.
+    What the program has not found in the windows is judged by them as they are."""
+    firewall.decides()
+    connection = grown(Connection(firewall))
+    firewall.offered()
+    assert firewall.offload(firewall.installed) == lib.OFFLOAD_DONE
+    fin = connection.segment(0, "FA", b"the last", 0)
+    if seen:
+        assert firewall.kernel.take(fin, INSIDE) is None
+    for at in range(0, 1 << 20, 1024):
+        assert firewall.kernel.take(connection.segment(1, "A", bytes(1024), at), OUTSIDE) is not None
+        ack = connection.segment(0, "A", b"", len(b"the last") + 1 if seen else 0, ack=connection.next[1] + at + 1024)
+        assert firewall.kernel.take(ack, INSIDE) is not None
+    outcome = firewall.send(fin, INSIDE)
+    if seen:
+        assert outcome.left
+        assert firewall.tcp_state(firewall.installed) == "HALF_CLOSED"
+    else:
+        outcome.is_dropped("tcp_drop_out_of_wnd")
+
+
 def test_what_comes_to_the_queue_moves_the_kernels_window(firewall):
     """Urgent data goes through C; the segment that follows it, behind the old window, is the kernel's again."""
     firewall.decides()

@@ -40,6 +40,7 @@ from tests.lab.witness import (
     config,
     drop_counters,
     queues,
+    quiet,
     received_packets,
     resident,
 )
@@ -112,6 +113,7 @@ class Connection:
         with lab.capture("client", "eth0", stream) as here, lab.capture("server", "eth0", stream) as there:
             established.exchange_stream()
             frames = here.wait(3), there.wait(3)
+            poll(lambda: quiet(established.client, established.server), 3, "the last acknowledgement")
         self.last = {
             "client": next(frame.packet for frame in reversed(frames[0]) if frame.outgoing),
             "server": next(frame.packet for frame in reversed(frames[1]) if frame.outgoing),

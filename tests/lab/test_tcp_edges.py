@@ -24,12 +24,11 @@ from tests.lab.capture import Capture
 from tests.lab.console import attempt, counters, outcome, session_of, sessions
 from tests.lab.firewall import Firewall
 from tests.lab.lab import CLIENT, CLIENT6, OUT0, OUT06, SERVER, SERVER6, Lab, poll
-from tests.lab.witness import receive, stopped
+from tests.lab.witness import quiet, receive, stopped
 
 TRANSLATED, PLAIN, CROSSED = 80, 81, 82  # ports of the server
 CLAMP = 1360
 TCP_MD5SIG = 14  # linux/tcp.h
-UNACKED = struct.Struct("24xI")  # tcpi_unacked of struct tcp_info
 
 
 @dataclass(frozen=True)
@@ -257,12 +256,6 @@ def test_a_signed_connection_passes_without_translation(lab, firewall, net, key)
 
 
 # Blind attacks: RFC 5961
-
-
-def quiet(*ends: socket.socket) -> bool:
-    """Nothing that was said waits for an acknowledgement."""
-    infos = (end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, UNACKED.size) for end in ends)
-    return not any(UNACKED.unpack(told)[0] for told in infos)
 
 
 def challenges(lab: Lab, ns: str) -> int:

@@ -25,6 +25,7 @@ CONTROL_PORT = 7000  # of the server, TCP: what the controls connect to
 DENIED_PORT = 23  # TCP and UDP, by rule deny-telnet
 CHUNK = 1000  # bytes that one exchange of a stream carries each way
 ECHO_REQUEST, ECHO_REPLY = 8, 0
+UNACKED = struct.Struct("24xI")  # tcpi_unacked of struct tcp_info
 SOL_RAW, ICMP_FILTER = 255, 1  # linux/icmp.h; Python's socket module lacks them
 
 SHORT_TIMEOUTS = {
@@ -122,6 +123,12 @@ class Controls:
         self.assert_pass()
         assert firewall.running
         assert firewall.pid == pid
+
+
+def quiet(*ends: socket.socket) -> bool:
+    """Nothing that was said waits for an acknowledgement."""
+    infos = (end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, UNACKED.size) for end in ends)
+    return not any(UNACKED.unpack(told)[0] for told in infos)
 
 
 class Established:
