@@ -677,6 +677,22 @@ def test_what_comes_to_the_queue_moves_the_kernels_window(firewall):
     assert firewall.kernel.take(connection.segment(0, "A", b"x" * 400, 900), INSIDE) is not None
 
 
+def test_a_fast_stream_leaves_what_the_kernel_knew_behind(firewall):
+    """Taken off, its numbers move on by more than half of the sequence space while the entry still rests."""
+    firewall.decides()
+    connection = grown(Connection(firewall, window=(65535, 65535), scale=(14, 14)))
+    assert connection.s2c("A").left
+    number = firewall.installed
+    firewall.offered()
+    assert firewall.offload(number) == lib.OFFLOAD_DONE
+    assert lib.session_reconsider(firewall.table, number, 0)
+    for _ in range(6):
+        connection.next[0] = (connection.next[0] + (1 << 29)) % (1 << 32)
+        assert connection.c2s("A", b"x").left
+        assert connection.s2c("A").left
+    assert firewall.kernel.entry(number)
+
+
 # ---- the program and C say the same ----
 
 ENDS = {
