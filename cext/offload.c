@@ -598,7 +598,7 @@ bool session_reconsider(struct table *t, uint32_t id, uint32_t generation)
 static struct session *next_session(struct table *t, struct offload *o, uint32_t *at)
 {
 	for (; *at < o->capacity; ++*at) {
-		uint64_t word = __atomic_load_n(&o->used[*at / WORD], __ATOMIC_ACQUIRE) >> *at % WORD;
+		uint64_t word = __atomic_load_n(&o->used[*at / WORD], __ATOMIC_SEQ_CST) >> *at % WORD;   /* hop.c */
 		struct session *s;
 		uint32_t id;
 

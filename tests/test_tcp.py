@@ -448,7 +448,7 @@ def test_a_reset_in_time_wait(firewall, connection):
 
 
 def test_an_exact_reset_stands_above_both_fins(firewall, connection):
-    """A host whose FIN was acknowledged twice has no socket any more, and says so: the first in precedence is logged."""
+    """A host whose FIN is acknowledged twice has no socket any more, and says so: the first in precedence is logged."""
     connection.shut()
     assert connection.s2c("R").left
     firewall.wait(15.2)

@@ -135,9 +135,11 @@ def datagrams(lab: Lab, firewall: Firewall, net: Net, port: int = HIDDEN) -> Ite
 
 
 def send_nothing_twice(lab: Lab) -> None:
-    """Client and server take a segment for late before they take it for lost. A FIN that has waited in the firewall, and
-    that its sender has repeated meanwhile, is acknowledged twice, the second time to a socket that is gone: it answers
-    with a RST, which stands above tcp-fin. An older kernel that cannot be told so is as hasty as ever."""
+    """Client and server take what is late for late, not for lost, where their kernel can be told so.
+
+    A FIN that has waited in the firewall, and that its sender has repeated meanwhile, is acknowledged twice: the second
+    time to a socket that is gone, which answers with a RST, and that stands above tcp-fin.
+    """
     for namespace in ("client", "server"):
         lab.run(namespace, ["sysctl", "-qew", "net.ipv4.tcp_rto_min_us=3000000", "net.ipv4.tcp_early_retrans=0"])
 
