@@ -33,6 +33,7 @@
 #define ENOUGH_SEGMENTS 8u        /* nor are they of a connection, handshake included */
 #define QUESTIONS 16u             /* of a worker in a tick: to answer them costs Python a hundredth of its time */
 #define SETTLE 10u                /* ticks after which no program can still hold an entry */
+#define LINGER 2u                 /* the same, where a session waits for it to end */
 #define WORD 64u
 #define TICK_NS (1000000000u / TENTHS)
 
@@ -559,14 +560,15 @@ void offload_take_off(struct table *t, struct session *s)
 	count_atomically(t, SESSION_ONLOADED, 1);
 }
 
-/* Its time is up, but a program may still be counting a packet: then it is judged again in the next tick. */
+/* Its time is up, but a program may still be counting a packet: then it is judged again in the next tick.  The one in which
+ * it was taken off may be over in a moment, so it takes a whole one besides. */
 bool offload_lingers(struct table *t, struct session *s, uint32_t now)
 {
 	const struct offloaded *entry = entry_of(t, s);
 	bool forwarded = s->flags & FLAG_OFFLOADED;
 
 	offload_take_off(t, s);
-	return entry && (forwarded || !before(entry->flow[0].taken_off, now));
+	return entry && (forwarded || before(now, entry->flow[0].taken_off + LINGER));
 }
 
 /* The session ends: the last of it is in its copy. */

@@ -337,7 +337,7 @@ class OffloadMachine(RuleBasedStateMachine):
         known.offloaded = False
         self.check_mapped()
         self.program_counts(self.known.index(known), 0, 1, 100)
-        self.firewall.wait(1 / 10)
+        self.firewall.wait(2 / 10)
         self.tick(also=known)
 
     @rule(seconds=st.sampled_from([1, 10, 29, 30, 31]))
@@ -377,7 +377,7 @@ class OffloadMachine(RuleBasedStateMachine):
         for known in list(self.known):
             self.firewall.end(known.id)
             known.offloaded = False
-        self.firewall.wait(1 / 10)
+        self.firewall.wait(2 / 10)
         ended = {end.id: end for end in self.firewall.expire()}
         for known in self.known:
             assert (ended[known.id].packets, ended[known.id].bytes) == (tuple(known.packets), tuple(known.bytes))
@@ -423,7 +423,7 @@ def test_a_full_map_says_so_and_has_room_again():
         first = next(session for session, result in results.items() if result == lib.OFFLOAD_DONE)
         refused = [session for session, result in results.items() if result == lib.OFFLOAD_FULL]
         firewall.end(first)
-        firewall.wait(1 / 10)
+        firewall.wait(2 / 10)
         firewall.expire()
         assert [firewall.offload(session) for session in refused].count(lib.OFFLOAD_DONE) == 1
         assert len(firewall.kernel.mapped()) == 2 * CAPACITY
@@ -569,7 +569,7 @@ def test_only_a_few_ask_at_a_time():
         for port in range(4000, 4100):
             answered(firewall, client=f"10.0.0.5:{port}")
         assert len(firewall.offered()) <= 16 * (firewall.now - began + 1)
-        firewall.wait(1 / 10)
+        firewall.wait(2 / 10)
         answered(firewall, client="10.0.0.5:5000")
         assert len(firewall.offered()) == 1
 
@@ -624,10 +624,22 @@ def test_another_life_of_a_slot_is_not_offloaded(firewall):
         firewall.c2s(question())
     ((session, generation),) = firewall.offered().items()
     firewall.end(session)
-    firewall.wait(1 / 10)
+    firewall.wait(2 / 10)
     firewall.expire()
     assert firewall.offload(session, generation) == lib.OFFLOAD_UNSUITED
     assert not firewall.kernel.mapped()
+
+
+def test_a_cleared_session_waits_for_a_whole_tick(firewall):
+    """The tick in which it is taken off may be over at once, and a program may still hold its entry."""
+    session = ripe(firewall, question(), question(), question())
+    firewall.end(session)
+    firewall.kernel.entry(session).flow[0].taken_off = firewall.now
+    for _ in range(2):
+        assert not firewall.expire()
+        firewall.wait(1 / 10)
+    assert [end.id for end in firewall.expire()] == [session]
+    assert not firewall.kernel.entry(session)
 
 
 def test_numbers_come_back_from_the_kernel(firewall):
