@@ -15,6 +15,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -24,6 +25,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from scapy.packet import Packet
 
 from dataplane.ffi import PROGRAMS, ffi, lib
+from dataplane.offload import MAX_BATCHES, Offload, View
+from dataplane.routes import address_to_text
 from tests.lab.capture import ones_complement
 from tests.talk import INSIDE, OUTSIDE, TCP, TIMERS, UDP, Connection, Echo, EchoReply, Firewall, mapped, recomputed
 
@@ -703,6 +706,38 @@ def test_a_fast_stream_leaves_what_the_kernel_knew_behind(firewall):
         assert connection.c2s("A", b"x").left
         assert connection.s2c("A").left
     assert firewall.kernel.entry(number)
+
+
+# ---- Python's turn ----
+
+
+class Besieged(Offload):
+    """Whatever it has dealt with is offered again at once."""
+
+    def __init__(self, firewall: Offloading) -> None:
+        table: Any = SimpleNamespace(pointer=firewall.table, max_sessions=CAPACITY)
+        nowhere: Any = None
+        super().__init__(table, nowhere, enabled=True)
+        self.firewall = firewall
+        self.seen = 0
+
+    def _offload(self, view: View) -> None:
+        self.seen += 1
+        assert self.seen <= 10 * MAX_BATCHES * MOST_OFFERS, "there is no end to it"
+        assert lib.session_reconsider(self.firewall.table, view.id, view.generation)
+        self.firewall.c2s(UDP(f"{address_to_text(view.keys[0].src)}:4000", f"{SERVER}:53"))
+
+
+def test_a_flood_of_offers_leaves_a_turn_for_the_rest():
+    """However many sessions ask, neighbours are followed and counts are swept in between."""
+    with Offloading(1000).decides() as firewall:
+        for host in range(2 * MOST_OFFERS):
+            for _ in range(3):
+                firewall.c2s(UDP(f"10.0.{host >> 8}.{host & 255}:4000", f"{SERVER}:53"))
+        thread = Besieged(firewall)
+        thread._take_offers()
+        assert thread.seen == MAX_BATCHES * MOST_OFFERS
+        lib.offload_end(firewall.table)
 
 
 # ---- the program and C say the same ----
