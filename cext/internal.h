@@ -251,6 +251,7 @@ static inline bool session_matches(const struct session *s)
 enum verdict packet_parse(struct packet *pkt, const struct burst *b);
 
 /* table.c */
+uint64_t wall_clock(void);
 uint32_t session_id(const struct table *t, const struct session *s);
 uint8_t table_zone(const struct table *t, uint32_t ifindex);
 uint8_t table_zone_max(const struct table *t);

@@ -7,11 +7,13 @@
  *
  * Table and entries (struct offloaded) are memory of the kernel's, mapped here: a session comes and goes, and what the
  * program counts is read, without a system call.  The table has a bucket of a cache line for at most four flows on
- * average, which is never chained: who finds no slot is not offloaded.  A session that is offloaded is merged with its entry whenever somebody looks at it or judges one of its
- * packets: packets and bytes move over, the numbers of TCP are copied.  What C has tracked since is published to the entry.
+ * average, which is never chained: who finds no slot is not offloaded.  A session that is offloaded is merged with its
+ * entry whenever somebody looks at it or judges one of its packets: packets and bytes move over, the numbers of TCP are
+ * copied.  What C has tracked since is published to the entry.
  *
  * A program that found the entry a moment before its flows were removed may still count.  So the entry stays with its
- * session (FLAG_ENTRY) until a sweep that comes later, or the session's end, has merged it once more.
+ * session (FLAG_ENTRY), and is told what C tracks, until a sweep that comes later, or the session's end, has merged it
+ * once more.
  *
  * Entry i of a session is one of a few that follow its id; as many entries as sessions are one for each.  Locks: the
  * session's slot is locked wherever its entry is touched, and before a bucket's.
@@ -21,7 +23,6 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -348,14 +349,6 @@ static void fill_flow(const struct session *s, int dir, const struct hop *hop, s
 	flow->window_scale = s->window_scale[dir];
 	flow->tcp = s->key[0].proto == IPPROTO_TCP ? s->tcp[dir] : (struct tcp_flow){0};
 	flow->hop = *hop;
-}
-
-static uint64_t wall_clock(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_REALTIME, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 static enum offload_result put_in(struct table *t, struct offload *o, struct session *s, const struct hop *const hops[2])
