@@ -233,7 +233,7 @@ static enum verdict track(struct packet *pkt, struct session *s, int dir, const 
 			follow_offload(s, b);
 	}
 	account(s, dir, pkt->ip_len);
-	if (b->table->offload && !(s->flags & (OFFLOAD_NEVER | FLAG_OFFERED)))
+	if (__atomic_load_n(&b->table->offload, __ATOMIC_RELAXED) && !(s->flags & (OFFLOAD_NEVER | FLAG_OFFERED)))
 		offload_consider(b, pkt, s, dir);
 	return VERDICT_CONTINUE;
 }

@@ -80,6 +80,7 @@ struct offload {
 	struct offers *offers;        /* by shard */
 	struct hops *hops;            /* that Python has found */
 	int bell;                     /* eventfd: something is offered */
+	uint32_t ended;               /* 1: nothing more is offloaded */
 	uint32_t flow_lock[FLOW_LOCKS];  /* each guards some of the buckets against other writers */
 };
 

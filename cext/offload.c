@@ -111,6 +111,14 @@ static struct offload *offload_of(const struct table *t)
 	return __atomic_load_n(&t->offload, __ATOMIC_ACQUIRE);
 }
 
+/* NULL: nothing is offloaded, or nothing more. */
+static struct offload *offload_taking(const struct table *t)
+{
+	struct offload *o = offload_of(t);
+
+	return o && !__atomic_load_n(&o->ended, __ATOMIC_RELAXED) ? o : NULL;
+}
+
 /* ---- the kernel's table ---- */
 
 static uint32_t *flow_lock(struct offload *o, uint32_t bucket)
@@ -465,7 +473,7 @@ static bool may_ask(struct offers *offers, uint32_t now)
 
 void offload_consider(const struct burst *b, const struct packet *pkt, struct session *s, int dir)
 {
-	struct offload *o = offload_of(b->table);
+	struct offload *o = offload_taking(b->table);
 	enum hop_answer answer;
 	bool ripe;
 
@@ -522,7 +530,7 @@ uint32_t offload_offers(struct table *t, struct offload_view *out, uint32_t n)
 enum offload_result session_offload(struct table *t, uint32_t id, uint32_t generation, const struct hop *c2s, const struct hop *s2c)
 {
 	const struct hop *const hops[2] = {c2s, s2c};
-	struct offload *o = offload_of(t);
+	struct offload *o = offload_taking(t);
 	struct session *s = o ? session_alive(t, id, generation) : NULL;
 	enum offload_result result = OFFLOAD_UNSUITED;
 
@@ -679,10 +687,15 @@ uint32_t offload_drop_hop(struct table *t, uint32_t hop)
 	return dropped;
 }
 
-/* The memory stays: a worker may be looking at it. */
+/* Everything stays where it is: a worker that has just offloaded a session takes it off by it, and sessions that end later
+ * have a last packet counted there. */
 void offload_end(struct table *t)
 {
+	struct offload *o = offload_of(t);
+
+	if (!o)
+		return;
+	__atomic_store_n(&o->ended, 1, __ATOMIC_RELAXED);
 	hops_forget(t);
 	offload_drop_hop(t, ANY_HOP);
-	__atomic_store_n(&t->offload, NULL, __ATOMIC_RELEASE);
 }
