@@ -108,7 +108,8 @@ void hop_learn(struct table *t, const uint8_t *address, uint32_t zone, const str
 void hops_forget(struct table *t);
 /* The eventfd that a worker rings when it offers something; it is never closed.  -1: there is no program. */
 int offload_bell(struct table *t);
-/* Sessions that ask to be offloaded, at most n; some may be over already, and ask where packets go.  One thread only, and the same for session_offload(). */
+/* Sessions that ask to be offloaded, at most n; some may be over already, and ask where packets go.  One thread only, and
+ * the same for session_offload(). */
 uint32_t offload_offers(struct table *t, struct offload_view *out, uint32_t n);
 enum offload_result session_offload(struct table *t, uint32_t id, uint32_t generation, const struct hop *c2s, const struct hop *s2c);
 /* Back to the queues, if it is offloaded; it may ask again.  False: not alive, or another generation. */

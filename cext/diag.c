@@ -24,7 +24,6 @@
  */
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include "internal.h"
 
@@ -313,14 +312,6 @@ void diag_read_status(struct table *t, struct diag_status *status)
 }
 
 /* ---- one packet ---- */
-
-static uint64_t wall_clock(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_REALTIME, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 /* What the packet says of itself.  A filter sees no interface in what the firewall itself sends. */
 static void watch_begin(struct watch *w, struct diag *d, struct packet *pkt, bool parsed)

@@ -205,7 +205,7 @@ static uint16_t mss_limit(const struct packet *pkt, const struct session *s, con
 }
 
 /* A packet of an offloaded connection has come this way: what it tells, the kernel must know; what it begins, only we can
- * watch. */
+ * watch.  An entry that still rests is told too, so that what is merged from it is never half the sequence space old. */
 static void follow_offload(struct session *s, const struct burst *b)
 {
 	offload_publish(b->table, s);
@@ -229,11 +229,11 @@ static enum verdict track(struct packet *pkt, struct session *s, int dir, const 
 			adjust_read(b->table, s, dir, pkt);
 		if ((v = tcp_track(pkt, s, dir, b)) != VERDICT_CONTINUE)
 			return v;
-		if (s->flags & FLAG_OFFLOADED)
+		if (s->flags & FLAG_ENTRY)
 			follow_offload(s, b);
 	}
 	account(s, dir, pkt->ip_len);
-	if (b->table->offload && !(s->flags & (OFFLOAD_NEVER | FLAG_OFFERED)))
+	if (__atomic_load_n(&b->table->offload, __ATOMIC_RELAXED) && !(s->flags & (OFFLOAD_NEVER | FLAG_OFFERED)))
 		offload_consider(b, pkt, s, dir);
 	return VERDICT_CONTINUE;
 }

@@ -80,6 +80,7 @@ struct offload {
 	struct offers *offers;        /* by shard */
 	struct hops *hops;            /* that Python has found */
 	int bell;                     /* eventfd: something is offered */
+	uint32_t ended;               /* 1: nothing more is offloaded */
 	uint32_t flow_lock[FLOW_LOCKS];  /* each guards some of the buckets against other writers */
 };
 
@@ -251,6 +252,7 @@ static inline bool session_matches(const struct session *s)
 enum verdict packet_parse(struct packet *pkt, const struct burst *b);
 
 /* table.c */
+uint64_t wall_clock(void);
 uint32_t session_id(const struct table *t, const struct session *s);
 uint8_t table_zone(const struct table *t, uint32_t ifindex);
 uint8_t table_zone_max(const struct table *t);

@@ -7,11 +7,13 @@
  *
  * Table and entries (struct offloaded) are memory of the kernel's, mapped here: a session comes and goes, and what the
  * program counts is read, without a system call.  The table has a bucket of a cache line for at most four flows on
- * average, which is never chained: who finds no slot is not offloaded.  A session that is offloaded is merged with its entry whenever somebody looks at it or judges one of its
- * packets: packets and bytes move over, the numbers of TCP are copied.  What C has tracked since is published to the entry.
+ * average, which is never chained: who finds no slot is not offloaded.  A session that is offloaded is merged with its
+ * entry whenever somebody looks at it or judges one of its packets: packets and bytes move over, the numbers of TCP are
+ * copied.  What C has tracked since is published to the entry.
  *
  * A program that found the entry a moment before its flows were removed may still count.  So the entry stays with its
- * session (FLAG_ENTRY) until a sweep that comes later, or the session's end, has merged it once more.
+ * session (FLAG_ENTRY), and is told what C tracks, until a sweep that comes later, or the session's end, has merged it
+ * once more.
  *
  * Entry i of a session is one of a few that follow its id; as many entries as sessions are one for each.  Locks: the
  * session's slot is locked wherever its entry is touched, and before a bucket's.
@@ -21,7 +23,6 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -33,6 +34,7 @@
 #define ENOUGH_SEGMENTS 8u        /* nor are they of a connection, handshake included */
 #define QUESTIONS 16u             /* of a worker in a tick: to answer them costs Python a hundredth of its time */
 #define SETTLE 10u                /* ticks after which no program can still hold an entry */
+#define LINGER 2u                 /* the same, where a session waits for it to end */
 #define WORD 64u
 #define TICK_NS (1000000000u / TENTHS)
 
@@ -107,6 +109,14 @@ void offload_begin(struct table *t, struct offload *o)
 static struct offload *offload_of(const struct table *t)
 {
 	return __atomic_load_n(&t->offload, __ATOMIC_ACQUIRE);
+}
+
+/* NULL: nothing is offloaded, or nothing more. */
+static struct offload *offload_taking(const struct table *t)
+{
+	struct offload *o = offload_of(t);
+
+	return o && !__atomic_load_n(&o->ended, __ATOMIC_RELAXED) ? o : NULL;
 }
 
 /* ---- the kernel's table ---- */
@@ -354,14 +364,6 @@ static void fill_flow(const struct session *s, int dir, const struct hop *hop, s
 	flow->hop = *hop;
 }
 
-static uint64_t wall_clock(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_REALTIME, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 static enum offload_result put_in(struct table *t, struct offload *o, struct session *s, const struct hop *const hops[2])
 {
 	uint32_t id = session_id(t, s), found = s->flags & FLAG_ENTRY ? find_entry(o, id) : claim_entry(o, id);
@@ -476,7 +478,7 @@ static bool may_ask(struct offers *offers, uint32_t now)
 
 void offload_consider(const struct burst *b, const struct packet *pkt, struct session *s, int dir)
 {
-	struct offload *o = offload_of(b->table);
+	struct offload *o = offload_taking(b->table);
 	enum hop_answer answer;
 	bool ripe;
 
@@ -533,7 +535,7 @@ uint32_t offload_offers(struct table *t, struct offload_view *out, uint32_t n)
 enum offload_result session_offload(struct table *t, uint32_t id, uint32_t generation, const struct hop *c2s, const struct hop *s2c)
 {
 	const struct hop *const hops[2] = {c2s, s2c};
-	struct offload *o = offload_of(t);
+	struct offload *o = offload_taking(t);
 	struct session *s = o ? session_alive(t, id, generation) : NULL;
 	enum offload_result result = OFFLOAD_UNSUITED;
 
@@ -564,14 +566,15 @@ void offload_take_off(struct table *t, struct session *s)
 	count_atomically(t, SESSION_ONLOADED, 1);
 }
 
-/* Its time is up, but a program may still be counting a packet: then it is judged again in the next tick. */
+/* Its time is up, but a program may still be counting a packet: then it is judged again in the next tick.  The one in which
+ * it was taken off may be over in a moment, so it takes a whole one besides. */
 bool offload_lingers(struct table *t, struct session *s, uint32_t now)
 {
 	const struct offloaded *entry = entry_of(t, s);
 	bool forwarded = s->flags & FLAG_OFFLOADED;
 
 	offload_take_off(t, s);
-	return entry && (forwarded || !before(entry->flow[0].taken_off, now));
+	return entry && (forwarded || before(now, entry->flow[0].taken_off + LINGER));
 }
 
 /* The session ends: the last of it is in its copy. */
@@ -603,7 +606,7 @@ bool session_reconsider(struct table *t, uint32_t id, uint32_t generation)
 static struct session *next_session(struct table *t, struct offload *o, uint32_t *at)
 {
 	for (; *at < o->capacity; ++*at) {
-		uint64_t word = __atomic_load_n(&o->used[*at / WORD], __ATOMIC_ACQUIRE) >> *at % WORD;
+		uint64_t word = __atomic_load_n(&o->used[*at / WORD], __ATOMIC_SEQ_CST) >> *at % WORD;   /* hop.c */
 		struct session *s;
 		uint32_t id;
 
@@ -689,10 +692,15 @@ uint32_t offload_drop_hop(struct table *t, uint32_t hop)
 	return dropped;
 }
 
-/* The memory stays: a worker may be looking at it. */
+/* Everything stays where it is: a worker that has just offloaded a session takes it off by it, and sessions that end later
+ * have a last packet counted there. */
 void offload_end(struct table *t)
 {
+	struct offload *o = offload_of(t);
+
+	if (!o)
+		return;
+	__atomic_store_n(&o->ended, 1, __ATOMIC_RELAXED);
 	hops_forget(t);
 	offload_drop_hop(t, ANY_HOP);
-	__atomic_store_n(&t->offload, NULL, __ATOMIC_RELEASE);
 }

@@ -21,7 +21,6 @@
 #include <linux/netlink.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "queue.h"
@@ -241,14 +240,6 @@ static void read_packet(struct queued *p, struct nlmsghdr *nl)
 		read_attribute(p, a->nla_type & NLA_TYPE_MASK, at + NLA_HDRLEN, a->nla_len - NLA_HDRLEN);
 		at += NLA_ALIGN(a->nla_len);
 	}
-}
-
-static uint64_t wall_clock(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_REALTIME, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 }
 
 /* What the kernel says besides packets: a verdict was refused.  One for a packet that is gone already is harmless. */

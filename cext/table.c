@@ -36,6 +36,15 @@ uint32_t table_now(void)
 	return (uint32_t)((uint64_t)ts.tv_sec * TENTHS + (uint64_t)ts.tv_nsec / (1000000000 / TENTHS));
 }
 
+/* Nanoseconds since 1970. */
+uint64_t wall_clock(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
 static uint64_t align(uint64_t n)
 {
 	return (n + 4095) & ~4095ull;

@@ -3,7 +3,9 @@
     kernel ── RTM_NEWNEIGH, RTM_DELNEIGH ──► follow(): what has changed ──► mac()
 
 Events are read as bytes: a busy table changes its states all the time, and nothing but the addresses counts here. An
-overrun socket is mended by a dump, after which everything counts as changed.
+overrun socket is mended by a dump, after which everything counts as changed. What still waits in the socket then is
+thrown away before: it is older than what was lost, and leaves the dump no room. Who overruns it again meanwhile gets
+another dump in the next turn.
 """
 
 import errno
@@ -28,6 +30,7 @@ STALE = 0x04
 VALID = 0x02 | STALE | 0x08 | 0x10 | 0x40 | 0x80  # reachable, stale, delay, probe, noarp, permanent
 MAC_LENGTH = 6
 BUFFER = 1 << 20  # bytes of events
+EVENT = 256  # bytes that one takes there at least
 TIMEOUT = 5  # seconds for a dump
 
 
@@ -42,7 +45,7 @@ class Neighbours:
         self._macs: dict[Place, bytes] = {}
         self._stale: set[Place] = set()
         self._changed: set[Place] = set()
-        self._dump()
+        self._whole = self._dump()  # nothing was lost since
 
     def close(self) -> None:
         self._socket.close()
@@ -64,8 +67,11 @@ class Neighbours:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
+            self._whole = False
+        if not self._whole:
             self._changed |= self._macs.keys()
-            self._dump()
+            self._drain()
+            self._whole = self._dump()
         changed, self._changed = self._changed, set()
         return changed
 
@@ -79,12 +85,30 @@ class Neighbours:
         attribute = ATTRIBUTE.pack(ATTRIBUTE.size + len(raw), NDA_DST) + raw
         self._send(RTM_NEWNEIGH, NLM_F_REQUEST, NEIGHBOUR.pack(family, ifindex, 0, NTF_USE, 0) + attribute)
 
-    def _dump(self) -> None:
+    def _drain(self) -> None:
+        for _ in range(2 * BUFFER // EVENT):  # the kernel doubles what it is asked for
+            try:
+                self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+
+    def _dump(self) -> bool:
+        """Begin anew with what is there; False if something was lost meanwhile."""
         self._macs.clear()
         self._stale.clear()
         self._send(RTM_GETNEIGH, NLM_F_REQUEST | NLM_F_DUMP, NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
-        while not self._read(self._socket.recv(1 << 16)):
-            pass
+        whole, done = True, False
+        while not done:
+            try:
+                done = self._read(self._socket.recv(1 << 16))
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                whole = False
+        return whole
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
         self._socket.send(HEADER.pack(HEADER.size + len(body), kind, flags, 0, 0) + body)

@@ -34,6 +34,7 @@ from dataplane.slowpath import World
 INTERVAL = 20  # ms from an offer to the look at what is offered: others come meanwhile
 SECOND = 1000  # ms
 BATCH = 256
+MAX_BATCHES = 16  # of offers in a turn: neighbours, routes and the sweep have theirs
 MAX_HOPS = 65536
 MAX_REMEMBERED = 65536  # destinations
 REFUSED_PLACES: int = lib.REFUSED_PLACES
@@ -112,6 +113,7 @@ class Offload(threading.Thread):
         self._views = ffi.new("struct offload_view[]", BATCH)
         self._alive, self._hangup = socket.socketpair()
         self._swept = time.monotonic()
+        self._behind = False  # more is offered than a turn could take
 
     @property
     def running(self) -> bool:
@@ -177,7 +179,7 @@ class Offload(threading.Thread):
         bell = lib.offload_bell(self._table.pointer)
         collecting, idle = _poller(self._alive, self._neighbours), _poller(self._alive, self._neighbours, bell)
         while True:
-            ready = dict(idle.poll(self._until_sweep()))
+            ready = dict(idle.poll(0 if self._behind else self._until_sweep()))
             if bell in ready:
                 os.eventfd_read(bell)
                 ready |= dict(collecting.poll(INTERVAL))
@@ -202,11 +204,13 @@ class Offload(threading.Thread):
             self._every_second()
 
     def _take_offers(self) -> None:
-        while True:
+        self._behind = True
+        for _ in range(MAX_BATCHES):
             n = lib.offload_offers(self._table.pointer, self._views, BATCH)
             for view in self._read(n):
                 self._offload(view)
             if n < BATCH:
+                self._behind = False
                 return
 
     def _offload(self, view: View) -> None:

@@ -15,6 +15,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -24,6 +25,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from scapy.packet import Packet
 
 from dataplane.ffi import PROGRAMS, ffi, lib
+from dataplane.offload import MAX_BATCHES, Offload, View
+from dataplane.routes import address_to_text
 from tests.lab.capture import ones_complement
 from tests.talk import INSIDE, OUTSIDE, TCP, TIMERS, UDP, Connection, Echo, EchoReply, Firewall, mapped, recomputed
 
@@ -337,7 +340,7 @@ class OffloadMachine(RuleBasedStateMachine):
         known.offloaded = False
         self.check_mapped()
         self.program_counts(self.known.index(known), 0, 1, 100)
-        self.firewall.wait(1 / 10)
+        self.firewall.wait(2 / 10)
         self.tick(also=known)
 
     @rule(seconds=st.sampled_from([1, 10, 29, 30, 31]))
@@ -377,7 +380,7 @@ class OffloadMachine(RuleBasedStateMachine):
         for known in list(self.known):
             self.firewall.end(known.id)
             known.offloaded = False
-        self.firewall.wait(1 / 10)
+        self.firewall.wait(2 / 10)
         ended = {end.id: end for end in self.firewall.expire()}
         for known in self.known:
             assert (ended[known.id].packets, ended[known.id].bytes) == (tuple(known.packets), tuple(known.bytes))
@@ -423,7 +426,7 @@ def test_a_full_map_says_so_and_has_room_again():
         first = next(session for session, result in results.items() if result == lib.OFFLOAD_DONE)
         refused = [session for session, result in results.items() if result == lib.OFFLOAD_FULL]
         firewall.end(first)
-        firewall.wait(1 / 10)
+        firewall.wait(2 / 10)
         firewall.expire()
         assert [firewall.offload(session) for session in refused].count(lib.OFFLOAD_DONE) == 1
         assert len(firewall.kernel.mapped()) == 2 * CAPACITY
@@ -569,7 +572,7 @@ def test_only_a_few_ask_at_a_time():
         for port in range(4000, 4100):
             answered(firewall, client=f"10.0.0.5:{port}")
         assert len(firewall.offered()) <= 16 * (firewall.now - began + 1)
-        firewall.wait(1 / 10)
+        firewall.wait(2 / 10)
         answered(firewall, client="10.0.0.5:5000")
         assert len(firewall.offered()) == 1
 
@@ -624,10 +627,22 @@ def test_another_life_of_a_slot_is_not_offloaded(firewall):
         firewall.c2s(question())
     ((session, generation),) = firewall.offered().items()
     firewall.end(session)
-    firewall.wait(1 / 10)
+    firewall.wait(2 / 10)
     firewall.expire()
     assert firewall.offload(session, generation) == lib.OFFLOAD_UNSUITED
     assert not firewall.kernel.mapped()
+
+
+def test_a_cleared_session_waits_for_a_whole_tick(firewall):
+    """The tick in which it is taken off may be over at once, and a program may still hold its entry."""
+    session = ripe(firewall, question(), question(), question())
+    firewall.end(session)
+    firewall.kernel.entry(session).flow[0].taken_off = firewall.now
+    for _ in range(2):
+        assert not firewall.expire()
+        firewall.wait(1 / 10)
+    assert [end.id for end in firewall.expire()] == [session]
+    assert not firewall.kernel.entry(session)
 
 
 def test_numbers_come_back_from_the_kernel(firewall):
@@ -698,6 +713,54 @@ def test_what_comes_to_the_queue_moves_the_kernels_window(firewall):
     assert connection.c2s("A", b"u" * 600, urgptr=1).left
     assert connection.s2c("AU", b"u" * 10, ack=1601).left
     assert firewall.kernel.take(connection.segment(0, "A", b"x" * 400, 900), INSIDE) is not None
+
+
+def test_a_fast_stream_leaves_what_the_kernel_knew_behind(firewall):
+    """Taken off, its numbers move on by more than half of the sequence space while the entry still rests."""
+    firewall.decides()
+    connection = grown(Connection(firewall, window=(65535, 65535), scale=(14, 14)))
+    assert connection.s2c("A").left
+    number = firewall.installed
+    firewall.offered()
+    assert firewall.offload(number) == lib.OFFLOAD_DONE
+    assert lib.session_reconsider(firewall.table, number, 0)
+    for _ in range(6):
+        connection.next[0] = (connection.next[0] + (1 << 29)) % (1 << 32)
+        assert connection.c2s("A", b"x").left
+        assert connection.s2c("A").left
+    assert firewall.kernel.entry(number)
+
+
+# ---- Python's turn ----
+
+
+class Besieged(Offload):
+    """Whatever it has dealt with is offered again at once."""
+
+    def __init__(self, firewall: Offloading) -> None:
+        table: Any = SimpleNamespace(pointer=firewall.table, max_sessions=CAPACITY)
+        nowhere: Any = None
+        super().__init__(table, nowhere, enabled=True)
+        self.firewall = firewall
+        self.seen = 0
+
+    def _offload(self, view: View) -> None:
+        self.seen += 1
+        assert self.seen <= 10 * MAX_BATCHES * MOST_OFFERS, "there is no end to it"
+        assert lib.session_reconsider(self.firewall.table, view.id, view.generation)
+        self.firewall.c2s(UDP(f"{address_to_text(view.keys[0].src)}:4000", f"{SERVER}:53"))
+
+
+def test_a_flood_of_offers_leaves_a_turn_for_the_rest():
+    """However many sessions ask, neighbours are followed and counts are swept in between."""
+    with Offloading(1000).decides() as firewall:
+        for host in range(2 * MOST_OFFERS):
+            for _ in range(3):
+                firewall.c2s(UDP(f"10.0.{host >> 8}.{host & 255}:4000", f"{SERVER}:53"))
+        thread = Besieged(firewall)
+        thread._take_offers()
+        assert thread.seen == MAX_BATCHES * MOST_OFFERS
+        lib.offload_end(firewall.table)
 
 
 # ---- the program and C say the same ----

@@ -1,10 +1,7 @@
 """The session table against a model of dicts, by the million, and from four threads at once."""
 
 import os
-import shutil
 import socket
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dataplane.ffi import ffi, lib
 from tests.reference import Entry, Key, SessionTable
+from tests.stress import run_under_tsan
 from tests.talk import INSIDE, OUTSIDE, SECOND, STATES, UDP, Firewall, mapped
 
-ROOT = Path(__file__).parent.parent
 INSTRUMENTED = "DATAPLANE_EXTENSION" in os.environ
 POOL, VIRTUAL, SERVER = "192.0.2.1", "203.0.113.1", "8.8.8.8"
 PORTS = (4000, 4002)
@@ -621,27 +618,4 @@ def test_the_age_of_a_session_is_counted_from_its_start(crowd):
 @pytest.mark.stress
 def test_four_threads_share_a_table(tmp_path):
     """Two workers that also install, an ager, an operator: no race, and the books of stress_table.c are right."""
-    gcc = shutil.which("gcc") or pytest.skip("no gcc here")
-    runtime = subprocess.run([gcc, "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True).stdout
-    if not os.path.isabs(runtime):
-        pytest.skip("gcc has no ThreadSanitizer here")
-    names = [path.stem for path in (ROOT / "cext").glob("*.c") if path.stem not in ("queue", "worker")]
-    sources = [str(ROOT / "tests" / "stress_table.c"), *(str(ROOT / "cext" / f"{name}.c") for name in names)]
-    program = str(tmp_path / "stress_table")
-    flags = [
-        "-std=gnu11",
-        "-D_GNU_SOURCE",
-        "-O1",
-        "-g",
-        "-pthread",
-        "-UNDEBUG",
-        "-fno-strict-aliasing",
-        "-fsanitize=thread",
-    ]
-    subprocess.run([gcc, *flags, f"-I{ROOT / 'cext'}", *sources, "-o", program], check=True)
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    environment["TSAN_OPTIONS"] = "halt_on_error=1"
-    steady = ["setarch", "-R"] if shutil.which("setarch") else []  # its shadow memory does not fit every random layout
-    done = subprocess.run([*steady, program], env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "ThreadSanitizer" not in done.stderr
+    run_under_tsan("stress_table", tmp_path)

@@ -447,6 +447,14 @@ def test_a_reset_in_time_wait(firewall, connection):
     assert firewall.timeout() == 15
 
 
+def test_an_exact_reset_stands_above_both_fins(firewall, connection):
+    """A host whose FIN is acknowledged twice has no socket any more, and says so: the first in precedence is logged."""
+    connection.shut()
+    assert connection.s2c("R").left
+    firewall.wait(15.2)
+    assert reasons(firewall) == ["tcp-rst-from-server"]
+
+
 # ---- old connections in the way of new ones ----
 
 

@@ -134,6 +134,16 @@ def datagrams(lab: Lab, firewall: Firewall, net: Net, port: int = HIDDEN) -> Ite
         yield made.offloaded()
 
 
+def send_nothing_twice(lab: Lab) -> None:
+    """Client and server take what is late for late, not for lost, where their kernel can be told so.
+
+    A FIN that has waited in the firewall, and that its sender has repeated meanwhile, is acknowledged twice: the second
+    time to a socket that is gone, which answers with a RST, and that stands above tcp-fin.
+    """
+    for namespace in ("client", "server"):
+        lab.run(namespace, ["sysctl", "-qew", "net.ipv4.tcp_rto_min_us=3000000", "net.ipv4.tcp_early_retrans=0"])
+
+
 @contextmanager
 def connection(
     lab: Lab, firewall: Firewall, net: Net, port: int = HIDDEN

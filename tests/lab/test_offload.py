@@ -27,6 +27,7 @@ from tests.lab.offloaded import (
     config,
     connection,
     datagrams,
+    send_nothing_twice,
 )
 
 OPTIONAL = 5004
@@ -36,6 +37,7 @@ OTHER_MAC = "02:00:00:00:09:09"
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab() as made:
+        send_nothing_twice(made)
         yield made
 
 
