@@ -25,7 +25,8 @@ from pydantic import ValidationError
 
 from dataplane.engine import Candidate, Engine
 from dataplane.errors import DataplaneError
-from dataplane.policy.changes import Change, RuleIds, changes, identify
+from dataplane.policy.change import Change
+from dataplane.policy.changes import RuleIds, changes, identify
 from dataplane.policy.load import check, load
 from dataplane.policy.model import Config
 from dataplane.rematch import Outcome
@@ -33,7 +34,6 @@ from dataplane.text import config as as_yaml
 from dataplane.versions import Version, Versions
 from dataplane.views import iso_time
 
-LONGEST_WAIT = 86400  # seconds until a commit must be confirmed
 SHOWN = 20  # changes in the log
 DAEMON = "dataplane"  # who commits where nobody does
 

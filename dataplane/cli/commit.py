@@ -13,8 +13,7 @@ from dataplane import text
 from dataplane.cli.base import json_option, runtime_dir_option
 from dataplane.cli.output import emit, emit_list, emit_object, only_row
 from dataplane.client import request
-
-LONGEST_WAIT = 86400  # seconds
+from dataplane.policy.change import LONGEST_WAIT
 
 check_option = click.option(
     "--check", is_flag=True, help="Only print what would change, and how many sessions would end."
