@@ -114,6 +114,15 @@ def is_over(firewall: Firewall, client_port: int) -> bool:
     return not sessions(firewall, source_port=client_port, state="active")
 
 
+def assert_ends(firewall: Firewall, wanted: Mapping[str, Any], client_port: int) -> None:
+    """One session ends by a commit, as foreseen and for the reason that is a commit's."""
+    preview = firewall.json("commit", str(firewall.write_config(wanted)), "--check")
+    assert preview["sessions_ended"] == 1
+    assert "1 sessions ended" in commit(firewall, wanted)
+    poll(lambda: is_over(firewall, client_port), MOMENT, "the session's end")
+    assert record(firewall, event="end", sport=client_port)["session_end_reason"] == "policy-deny"
+
+
 def versions(firewall: Firewall) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = firewall.json("show", "config", "versions")
     return found
@@ -158,7 +167,9 @@ class TestTakingEffect:
             settings={"session": {"rematch-on-commit": False}},
         )
         with connected(lab, WEB) as ends:
-            commit(firewall, denied)
+            preview = firewall.json("commit", str(firewall.write_config(denied)), "--check")
+            assert preview["sessions_ended"] == 0
+            assert "0 sessions ended" in commit(firewall, denied)
             assert_stream(*ends)
         assert fate(lab, WEB) == "silence"
 
@@ -195,11 +206,18 @@ class TestTakingEffect:
         with connected(lab, WEB) as (client, _server):
             own = client.getsockname()[1]
             nat = [{**CONFIG["nat-rules"][0], "from": ["inside"]}]
-            commit(firewall, changed(zones=renamed, nat_rules=nat, host_inbound={"inside": ["ssh"]}))
-            poll(lambda: is_over(firewall, own), MOMENT, "the session's end")
+            wanted = changed(zones=renamed, nat_rules=nat, host_inbound={"inside": ["ssh"]})
+            assert_ends(firewall, wanted, own)
         with connected(lab, WEB) as ends:
             assert session_of(firewall, ends[0])["c2s"]["source_zone"] == "inside"
             assert_stream(*ends)
+
+    def test_a_session_whose_way_out_changes_its_zone_ends(self, lab, firewall):
+        """By the commit and not by the route, which is as it was."""
+        renamed = [zones()[0], {"name": "outside", "interfaces": ["out0"]}]
+        with connected(lab, WEB) as (client, _server):
+            nat = [{**CONFIG["nat-rules"][0], "to": "outside"}]
+            assert_ends(firewall, changed(zones=renamed, nat_rules=nat), client.getsockname()[1])
 
     def test_zones_written_in_another_order_are_the_same_zones(self, lab, firewall):
         """Sessions do not change their zone because a line has moved."""
@@ -260,6 +278,21 @@ class TestRefusals:
             assert not is_over(firewall, own)
             assert "firewall itself" in firewall.cli("commit", str(locked), "--check").stdout
             assert firewall.cli("commit", str(locked), "--force").returncode == 0
+            poll(lambda: is_over(firewall, own), MOMENT, "the connection's end")
+
+    def test_a_translated_connection_to_the_firewall_is_one_as_well(self, lab, firewall):
+        """Its NAT rule is changed so that it would lead elsewhere."""
+        own_rule: dict[str, Any] = {"name": "own", "from": ["trust"], "to": "trust", "destination": [IN0]}
+        own_rule["destination-translation"] = {"address": IN0, "port": SSH}
+        commit(firewall, changed(nat_rules=[own_rule]))
+        moved = deepcopy(own_rule)
+        moved["destination-translation"]["port"] = SSH + 1
+        with lab.listener("firewall", SSH), lab.connect("client", (IN0, WEB)) as client:
+            own = client.getsockname()[1]
+            done = firewall.cli("commit", str(firewall.write_config(changed(nat_rules=[moved]))))
+            assert (done.returncode, is_over(firewall, own)) == (1, False)
+            assert "--confirm SECONDS" in done.stderr
+            commit(firewall, changed(nat_rules=[moved]), "--force")
             poll(lambda: is_over(firewall, own), MOMENT, "the connection's end")
 
 
@@ -408,17 +441,25 @@ class TestTranslation:
         with connected(lab, TRANSLATED) as new:
             assert session_of(firewall, new[0])["s2c"]["dst"] == OTHER_POOL
 
-    @pytest.mark.parametrize("gone", ["removed", "disabled", "another pool"])
+    @pytest.mark.parametrize("gone", ["removed", "disabled", "another pool", "another interface"])
     def test_a_session_whose_rule_is_no_more_ends(self, lab, firewall, gone):
         """Nobody would answer for its address."""
-        own = deepcopy(CONFIG["nat-rules"][0])
-        own["source-translation"]["addresses"] = [OTHER_POOL]
-        after = {"removed": [], "disabled": [{**CONFIG["nat-rules"][0], "disabled": True}], "another pool": [own]}
+        by_pool, by_interface = deepcopy(CONFIG["nat-rules"][0]), deepcopy(CONFIG["nat-rules"][0])
+        by_pool["source-translation"]["addresses"] = [OTHER_POOL]
+        by_interface["source-translation"] = {"type": "dynamic-ip-and-port", "interface": "out0"}
+        disabled = {**CONFIG["nat-rules"][0], "disabled": True}
+        after = {"removed": [], "disabled": [disabled], "another pool": [by_pool], "another interface": [by_interface]}
         with connected(lab, TRANSLATED) as (client, _server):
-            port_of = client.getsockname()[1]
-            commit(firewall, changed(nat_rules=after[gone]))
-            poll(lambda: is_over(firewall, port_of), MOMENT, "the session's end")
-        assert record(firewall, event="end", sport=port_of)["session_end_reason"] == "policy-deny"
+            assert_ends(firewall, changed(nat_rules=after[gone]), client.getsockname()[1])
+
+    def test_a_session_that_was_exempt_stays_as_it_is(self, lab, firewall):
+        """The rule that is gone has translated nothing."""
+        exempt = {"name": "exempt", "from": ["trust"], "to": "untrust", "service": ["web"]}
+        commit(firewall, changed(nat_rules=[exempt, *CONFIG["nat-rules"]]))
+        with connected(lab, WEB) as ends:
+            assert session_of(firewall, ends[0])["nat_rule"] == "exempt"
+            assert "0 sessions ended" in commit(firewall, CONFIG)
+            assert_stream(*ends)
 
     def test_a_pool_that_has_grown_keeps_its_sessions(self, lab, firewall):
         """The rule may still give what it gave."""
