@@ -8,9 +8,11 @@ that it keeps its number when it is renamed, and another rule of that name gets 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from dataplane.errors import DataplaneError
+
 
 class Numbering:
-    """Names to numbers from 0 on, for as long as the daemon lives. At most `limit` names; OverflowError beyond."""
+    """Names to numbers from 0 on, for as long as the daemon lives. At most `limit` names; DataplaneError beyond."""
 
     def __init__(self, limit: int = 1 << 30) -> None:
         self._limit = limit
@@ -24,7 +26,9 @@ class Numbering:
         number = self._numbers.get(id or name)
         if number is None:
             if len(self._names) == self._limit:
-                raise OverflowError(f"more than {self._limit} names")
+                raise DataplaneError(
+                    f"more than {self._limit} names have been used; a restart forgets those that are gone"
+                )
             number = self._numbers[id or name] = len(self._names)
             self._names.append(name)
             self._ids.append(id or name)

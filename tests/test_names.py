@@ -2,6 +2,7 @@
 
 import pytest
 
+from dataplane.errors import DataplaneError
 from dataplane.names import Names, Numbering
 
 
@@ -25,7 +26,7 @@ def test_numbers_run_out():
     """Rather than name two applications alike."""
     applications = Numbering(limit=2)
     applications.numbers(["a", "b"])
-    with pytest.raises(OverflowError):
+    with pytest.raises(DataplaneError):
         applications.number("c")
     assert applications.number("a") == 0
 

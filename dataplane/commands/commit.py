@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 
+from dataplane.change import LONGEST_WAIT
 from dataplane.commands.arguments import Arguments, mapping, number
 from dataplane.commit import Committer, Order, Plan, accept, config_of, diff, plain, unchangeable
 from dataplane.control import Handler
 from dataplane.engine import Engine
 from dataplane.errors import UsageError
-from dataplane.policy.change import LONGEST_WAIT
 from dataplane.policy.model import Config
 from dataplane.rematch import Outcome
 

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dataplane.policy.change import Change
+from dataplane.change import Change
 from dataplane.policy.model import DEFAULT_RULES, Config, NatRule, SecurityRule
 
 SECURITY, NAT = "security-rules", "nat-rules"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from dataplane.policy.change import Change
+from dataplane.change import Change
 from dataplane.text.base import Json
 
 

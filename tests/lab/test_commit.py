@@ -10,7 +10,7 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -352,6 +352,8 @@ class TestGoingBack:
     def test_a_commit_that_is_confirmed_stays(self, lab, firewall):
         """Once; there is nothing to confirm a second time."""
         commit(firewall, changed(security_rules=rules(rule("no-mail", service=["mail"]))), "--confirm", "60")
+        assert firewall.cli("commit", "confirm", "--check").returncode == 2
+        assert versions(firewall)[0]["unconfirmed"]
         assert firewall.cli("commit", "confirm").returncode == 0
         assert firewall.cli("commit", "confirm").returncode == 1
         assert not versions(firewall)[0]["unconfirmed"]
@@ -566,8 +568,10 @@ class TestChildren:
     )
 
     @contextmanager
-    def data_connection(self, lab: Lab) -> Iterator[tuple[socket.socket, socket.socket]]:
-        """Both ends of one that EPSV has announced, its control connection open beside it."""
+    def data_connection(
+        self, lab: Lab, meanwhile: Callable[[], object] = lambda: None
+    ) -> Iterator[tuple[socket.socket, socket.socket]]:
+        """Both ends of one that EPSV has announced, its control connection open beside it; what is done in between."""
         with lab.listener("server", 21) as listening, lab.connect("client", (SERVER, 21)) as control:
             server, _ = listening.accept()
             with server, lab.listener("server", 0) as waiting:
@@ -576,6 +580,7 @@ class TestChildren:
                 channel.client_says(b"EPSV\r\n")
                 announced = waiting.getsockname()[1]
                 channel.server_says(b"229 Entering Extended Passive Mode (|||%d|)\r\n" % announced)
+                meanwhile()
                 with lab.connect("client", (SERVER, announced)) as client:
                     accepted, _ = waiting.accept()
                     with accepted:
@@ -598,3 +603,13 @@ class TestChildren:
             own = client.getsockname()[1]
             assert "2 sessions ended" in commit(firewall, {**self.WITH_FTP, "security-rules": [rule("no", "deny")]})
             poll(lambda: is_over(firewall, own), MOMENT, "the data connection's end")
+
+    def test_one_that_comes_after_a_commit_has_the_rule_that_its_parent_has_now(self, lab, firewall):
+        """Though it was announced under another."""
+        commit(firewall, self.WITH_FTP)
+        special = [rule("special", service=["ftp"]), *self.WITH_FTP["security-rules"]]
+        wanted = {**self.WITH_FTP, "security-rules": special}
+        with self.data_connection(lab, lambda: commit(firewall, wanted)) as (client, server):
+            assert session_of(firewall, client)["rule"] == "special"
+            assert_stream(client, server)
+            assert hit_count(firewall, "special") == 1
