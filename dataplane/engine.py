@@ -305,8 +305,10 @@ class Engine:
             return connections_to_end(self.table, judge) if rematches(candidate) else 0
 
     def candidate(self, config: Config, ids: RuleIds) -> Candidate:
-        """A configuration, compiled to follow the one in force."""
-        return Candidate(config, compile_policy(config, self.policy.zone_ids), ids)
+        """A configuration, compiled to follow the one in force. DataplaneError if it has too many applications."""
+        policy = compile_policy(config, self.policy.zone_ids)
+        self.names.applications.demand_room(policy.applications.by_name)
+        return Candidate(config, policy, ids)
 
     def commit(self, candidate: Candidate) -> Outcome:
         """Live by another policy from now on. DataplaneError, and the one before is in force, if the host refuses.

@@ -31,6 +31,15 @@ def test_numbers_run_out():
     assert applications.number("a") == 0
 
 
+def test_too_many_at_once_use_no_numbers_up():
+    """What is refused whole leaves room for less."""
+    applications = Numbering(limit=2)
+    with pytest.raises(DataplaneError):
+        applications.demand_room(["a", "b", "c"])
+    assert applications.numbers(["d", "e"]) == (0, 1)
+    applications.demand_room(["d", "e"])
+
+
 def test_zones_include_the_firewall_itself_and_none():
     """A number without a name shows itself."""
     names = Names(4, 255)
