@@ -191,9 +191,10 @@ class Committer:
         return self._versions.read(earlier[-back])
 
     def reload(self) -> None:
-        """Commit the file that the daemon was started with; what is wrong with it is logged."""
+        """Commit the file that the daemon was started with; what is wrong with it is logged. A signal cannot say
+        --force, so it cuts no connection to the firewall itself."""
         try:
-            self.commit(load(self.path), Order("SIGHUP", str(self.path), force=True))
+            self.commit(load(self.path), Order("SIGHUP", str(self.path)))
         except DataplaneError as error:
             log.error("reload: nothing has changed: %s", error)
 

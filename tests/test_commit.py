@@ -203,6 +203,18 @@ def test_only_a_commit_that_can_be_taken_back_cuts_connections(host):
     assert host.committer.commit(config("three"), ME._replace(force=True))[0] == 3
 
 
+def test_a_signal_cuts_no_connection(host, caplog):
+    """It may come from somebody who sits at one."""
+    host.write(config("two"))
+    host.cut = 1
+    host.committer.reload()
+    assert host.rules == ["one"]
+    assert "nothing has changed: would cut 1 connections" in caplog.text
+    host.cut = 0
+    host.committer.reload()
+    assert host.rules == ["two"]
+
+
 def damage(host: Host, number: int) -> None:
     (path,) = host.directory.rglob(f"{number:08}.json")
     path.write_text("{")
