@@ -121,7 +121,7 @@ def candidate(file: Path | None, runtime_dir: Path) -> dict[str, Any]:
     from dataplane.policy.load import load
 
     config = load(file).model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return {"config": config, "source": str(file.absolute())}
+    return {"config": config, "source": os.fsencode(file.absolute()).decode(errors="replace")}
 
 
 def user() -> str:

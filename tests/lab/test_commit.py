@@ -123,6 +123,11 @@ def assert_ends(firewall: Firewall, wanted: Mapping[str, Any], client_port: int)
     assert record(firewall, event="end", sport=client_port)["session_end_reason"] == "policy-deny"
 
 
+def sorted_footprint(firewall: Firewall) -> dict[str, list[str]]:
+    """The kernel lists tables in an order of its own, and with counters."""
+    return {what: sorted(text.splitlines()) for what, text in firewall.footprint().items() if what != "nftables"}
+
+
 def versions(firewall: Firewall) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = firewall.json("show", "config", "versions")
     return found
@@ -246,6 +251,26 @@ class TestRefusals:
         assert done.stderr.startswith(f"{tmp_path}/bad.yaml:")
         assert complaint in done.stderr
         assert versions(firewall) == before
+        assert fate(lab, MAIL) == "silence"
+
+    def test_a_file_whose_name_is_no_text(self, firewall):
+        """It is named as far as it can be."""
+        odd = os.fsdecode(os.fsencode(firewall.write_config(CONFIG)) + b"\xff")
+        os.link(firewall.config, odd)
+        assert firewall.cli("commit", odd).returncode == 0
+        assert versions(firewall)[0]["source"].endswith("\ufffd")
+
+    def test_what_the_host_refuses_is_taken_back(self, lab, firewall):
+        """Another program has the address of the metrics: nothing of the commit stays."""
+        before, metrics = sorted_footprint(firewall), {"listen": f"127.0.0.1:{WEB}"}
+        zoned = [*zones(), {"name": "local", "interfaces": ["lo"]}]
+        wanted = changed(zones=zoned, metrics=metrics, security_rules=rules(rule("no-mail", service=["mail"])))
+        number = versions(firewall)[0]["version"]
+        with lab.listener("firewall", WEB):
+            done = firewall.cli("commit", str(firewall.write_config(wanted)))
+        assert done.returncode == 1
+        assert "the commit was taken back" in done.stderr
+        assert (versions(firewall)[0]["version"], sorted_footprint(firewall)) == (number, before)
         assert fate(lab, MAIL) == "silence"
 
     def test_a_missing_file(self, firewall):
