@@ -514,13 +514,16 @@ class TestSignals:
             firewall.config.write_text(original)
 
     def test_death_in_the_middle_leaves_one_policy_or_the_other(self):
-        """However far the commit has come: the next start has a whole configuration and its whole history."""
+        """However far a commit or a rollback has come: the next start has a whole configuration and its history."""
         other = changed(security_rules=rules(rule("no-mail", service=["mail"])))
-        for delay in range(4):
-            with Lab() as lab, lab.firewall(CONFIG) as firewall:
-                asking = threading.Thread(target=ask_in_vain, args=(firewall, other))
+        moments = random.Random(1)
+        with Lab() as lab, lab.firewall(CONFIG) as firewall:
+            commit(firewall, other)
+            for _ in range(10):
+                command = moments.choice(["commit", "rollback"])
+                asking = threading.Thread(target=ask_in_vain, args=(firewall, command, other))
                 asking.start()
-                asking.join(delay * 0.015)
+                asking.join(moments.uniform(0, 0.06))
                 firewall.kill()
                 asking.join()
                 firewall.start()
@@ -576,10 +579,11 @@ def hit_count(firewall: Firewall, name: str) -> int:
     return int(found[name])
 
 
-def ask_in_vain(firewall: Firewall, config: dict[str, Any]) -> None:
-    """A commit; the daemon may die before it answers."""
+def ask_in_vain(firewall: Firewall, command: str, config: dict[str, Any]) -> None:
+    """A commit or a rollback; the daemon may die before it answers."""
+    arguments = {"config": config, "source": "test"} if command == "commit" else {"back": 1}
     try:
-        ask(firewall, "commit", config=config, user="me", source="test")
+        ask(firewall, command, user="me", **arguments)
     except DataplaneError:
         pass
 
