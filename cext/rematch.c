@@ -68,11 +68,11 @@ static struct rematch_class class_of(const struct class_starts *starts, const st
 
 	return (struct rematch_class){
 		.source = kind == REMATCH_CHILD ? s->parent : address_interval(starts->address[0], starts->addresses[0], key->src),
-		.destination = kind == REMATCH_CHILD ? 0 : address_interval(starts->address[1], starts->addresses[1], key->dst),
+		.destination = kind == REMATCH_CHILD ? s->start_tick : address_interval(starts->address[1], starts->addresses[1], key->dst),
 		.ingress = s->ingress,
 		.egress = s->egress,
 		.rule = s->rule,
-		.nat_rule = s->nat_rule,
+		.nat_rule = s->flags & (FLAG_SNAT | FLAG_DNAT) ? s->nat_rule : 0,
 		.application = s->application,
 		.port = port_of(starts, s, kind),
 		.from_zone = key->zone,

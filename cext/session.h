@@ -396,11 +396,11 @@ enum rematch_kind { REMATCH_THROUGH, REMATCH_TO_HOST, REMATCH_CHILD };
 /* What a policy sees of live sessions that it cannot tell apart; up to `sessions` compared as bytes. */
 struct rematch_class {
 	uint32_t source;             /* interval; REMATCH_CHILD: id of the parent */
-	uint32_t destination;        /* interval */
-	uint32_t ingress;            /* as in struct session, and the next three */
+	uint32_t destination;        /* interval; REMATCH_CHILD: tick at which it began */
+	uint32_t ingress;            /* as in struct session, and the next two */
 	uint32_t egress;
 	uint32_t rule;
-	uint32_t nat_rule;
+	uint32_t nat_rule;           /* plus one, of the rule that translates it; 0: none does */
 	uint16_t application;
 	uint16_t port;               /* interval; REMATCH_TO_HOST: the port itself, translated, host order */
 	uint8_t  from_zone;

@@ -6,8 +6,9 @@ The whole way is walked before anything changes, and whatever fails on it leaves
 no half a commit. A version is published after it was taken up: a machine that loses its power in between starts with
 what the operator's file says, as ever.
 
-A commit to be confirmed goes back by itself when its time is over: that is a commit of the version before. Any later
-commit ends the waiting, for it was made by somebody who still can.
+A commit to be confirmed goes back by itself when its time is over: that is a commit of the version before, which no
+disk can refuse. Any later commit ends the waiting, for it was made by somebody who still can. No start takes the file
+that nobody has confirmed, until something else is committed.
 """
 
 import difflib
@@ -16,16 +17,17 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from msgspec import structs
 from pydantic import ValidationError
 
+from dataplane.change import Change
 from dataplane.engine import Candidate, Engine
 from dataplane.errors import DataplaneError
-from dataplane.policy.changes import Change, RuleIds, changes, identify
+from dataplane.policy.changes import RuleIds, changes, identify
 from dataplane.policy.load import check, load
 from dataplane.policy.model import Config
 from dataplane.rematch import Outcome
@@ -33,7 +35,6 @@ from dataplane.text import config as as_yaml
 from dataplane.versions import Version, Versions
 from dataplane.views import iso_time
 
-LONGEST_WAIT = 86400  # seconds until a commit must be confirmed
 SHOWN = 20  # changes in the log
 DAEMON = "dataplane"  # who commits where nobody does
 
@@ -47,6 +48,15 @@ class Order(NamedTuple):
     source: str
     confirm: int | None = None  # seconds
     force: bool = False
+    instead_of: int = 0  # version that nobody has confirmed: goes on whatever the disk says
+
+
+class First(NamedTuple):
+    """What to start with, and whose wish that is."""
+
+    config: Config
+    ids: RuleIds
+    order: Order
 
 
 class Plan(NamedTuple):
@@ -73,7 +83,7 @@ class Committer:
         self._waiting: threading.Timer | None = None
         self._running = Version(0, "", "", "", {}, {})
 
-    def begin(self) -> None:
+    def begin(self, order: Order) -> None:
         """The configuration that the engine was made of is a version; it may be the newest one again. One that cannot
         be kept is no reason not to start."""
         with self._lock:
@@ -81,7 +91,6 @@ class Committer:
             config = self._engine.config
             if latest.version and latest.config == plain(config):
                 return
-            order = Order(DAEMON, f"start with {self.path}")
             self._running = self._version(order, config, self._engine.ids, [])
             try:
                 self._versions.keep(self._running)
@@ -96,48 +105,73 @@ class Committer:
     def plan(self, config: Config) -> Plan:
         """What a commit of this configuration would change, and which sessions it would end."""
         with self._lock:
-            engine = self._engine
-            ids = identify(config, engine.config, engine.ids)
-            candidate = engine.candidate(config, ids)
-            differences = changes(engine.config, config, (engine.ids, ids))
-            return Plan(candidate, differences, engine.preview(candidate))
+            candidate, differences = self._candidate(config)
+            return Plan(candidate, differences, self._engine.preview(candidate))
 
     def commit(self, config: Config, order: Order) -> tuple[int, Outcome]:
         """The new version's number, and what became of the sessions. DataplaneError: nothing has changed."""
         with self._lock:
-            engine = self._engine
-            if fixed := unchangeable(engine.config, config):
+            if fixed := unchangeable(self._engine.config, config):
                 raise DataplaneError(f"takes effect at a start only, so restart with it: {', '.join(fixed)}")
-            plan = self.plan(config)
-            if plan.outcome.to_host and order.confirm is None and not order.force:
-                raise DataplaneError(
-                    f"would cut {plan.outcome.to_host} connections to the firewall itself, perhaps yours: "
-                    "say --confirm SECONDS to have it taken back unless you confirm it, or --force"
-                )
+            candidate, differences = self._candidate(config)
+            if order.confirm is None and not order.force:
+                self._demand_harmless(candidate)
             before = self._running
-            version = self._version(order, config, plan.candidate.ids, plan.changes)
-            part = self._versions.prepare(version)
+            version = self._version(order, config, candidate.ids, differences)
+            part = self._prepare(version)
             try:
-                outcome = engine.commit(plan.candidate)
+                outcome = self._engine.commit(candidate)
             except BaseException:
-                part.unlink(missing_ok=True)
+                self._versions.drop(part)
                 raise
-            self._versions.publish(part)
             self._running = version
             self._stop_waiting()
             if order.confirm is not None:
                 self._wait(order.confirm, before)
+            self._publish(part)
         _tidy()
         _tell(version, outcome)
         return version.version, outcome
+
+    def _candidate(self, config: Config) -> tuple[Candidate, list[Change]]:
+        """And what it changes in what is in force."""
+        engine = self._engine
+        ids = identify(config, engine.config, engine.ids)
+        return engine.candidate(config, ids), changes(engine.config, config, (engine.ids, ids))
+
+    def _demand_harmless(self, candidate: Candidate) -> None:
+        if cut := self._engine.connections_to_end(candidate):
+            raise DataplaneError(
+                f"would cut {cut} connections to the firewall itself, perhaps yours: "
+                "say --confirm SECONDS to have it taken back unless you confirm it, or --force"
+            )
+
+    def _prepare(self, version: Version) -> Path | None:
+        """None: the disk refuses a version that must come into force all the same."""
+        try:
+            return self._versions.prepare(version)
+        except DataplaneError as error:
+            if not version.instead_of:
+                raise
+            log.error("commit: version %d: %s", version.version, error)
+            return None
+
+    def _publish(self, part: Path | None) -> None:
+        """It is in force, whatever the disk says now."""
+        try:
+            if part is not None:
+                self._versions.publish(part)
+        except DataplaneError as error:
+            log.error("commit: version %d is in force, and nobody can go back to it: %s", self._running.version, error)
 
     def confirm(self, user: str) -> int:
         """The version in force stays; its number. DataplaneError if none waits for that."""
         with self._lock:
             if self._waiting is None:
                 raise DataplaneError("no commit waits for its confirmation")
-            self._running = structs.replace(self._running, unconfirmed=False)
-            self._versions.keep(self._running)
+            confirmed = structs.replace(self._running, unconfirmed=False)
+            self._versions.keep(confirmed)
+            self._running = confirmed
             self._stop_waiting()
             log.info("commit: version %d confirmed by %s", self._running.version, user)
             return self._running.version
@@ -151,21 +185,22 @@ class Committer:
 
     def version_before(self, back: int) -> Version:
         """The one that was in force so many commits ago."""
-        known = [number for number in self._versions.numbers() if number <= self._running.version]
-        if back >= len(known):
-            raise DataplaneError(f"there are no {back} commits to go back: {len(known) - 1} are kept")
-        return self._versions.read(known[-1 - back])
+        earlier = [number for number in self._versions.numbers() if number < self._running.version]
+        if not 1 <= back <= len(earlier):
+            raise DataplaneError(f"there are no {back} commits to go back: {len(earlier)} are kept")
+        return self._versions.read(earlier[-back])
 
     def reload(self) -> None:
-        """Commit the file that the daemon was started with; what is wrong with it is logged."""
+        """Commit the file that the daemon was started with; what is wrong with it is logged. A signal cannot say
+        --force, so it cuts no connection to the firewall itself."""
         try:
-            self.commit(load(self.path), Order("SIGHUP", str(self.path), force=True))
+            self.commit(load(self.path), Order("SIGHUP", str(self.path)))
         except DataplaneError as error:
             log.error("reload: nothing has changed: %s", error)
 
-    def versions(self) -> list[Version]:
-        """All that are kept, the newest first."""
-        return [self._versions.read(number) for number in reversed(self._versions.numbers())]
+    def versions(self) -> Iterator[Version]:
+        """All that can be read, the newest first."""
+        return self._versions.readable()
 
     def version(self, number: int) -> Version:
         return self._versions.read(number)
@@ -192,6 +227,7 @@ class Committer:
             changes=[str(change) for change in differences],
             diff=diff(self._running.config, new) if self._running.version else [],
             unconfirmed=order.confirm is not None,
+            instead_of=order.instead_of,
         )
 
     # ---- confirmation ----
@@ -214,28 +250,48 @@ class Committer:
             source = f"version {number} was not confirmed: back to version {before.version}"
             log.warning("commit: %s", source)
             try:
-                self.commit(config_of(before), Order(DAEMON, source, force=True))
+                self.commit(config_of(before), Order(DAEMON, source, force=True, instead_of=number))
             except DataplaneError as error:
                 log.critical("commit: version %d stays in force: %s", number, error)
 
 
-def first_config(path: Path, versions: Versions) -> tuple[Config, RuleIds]:
-    """What to start with, and the ids of its rules: the file, unless it is what was committed last and is still waiting
-    for its confirmation; ConfigError if it may not be loaded."""
+def first_config(path: Path, versions: Versions) -> First:
+    """What to start with: the file, unless it is what nobody has confirmed, and nothing else was committed since;
+    ConfigError if it may not be loaded."""
     config, latest = load(path), versions.latest()
+    if latest is not None and (number := _unconfirmed(latest, config, versions)):
+        for before in versions.readable():
+            if before.version != number and (first := _again(before, number)) is not None:
+                return first
+    order = Order(DAEMON, f"start with {path.absolute()}")
     if latest is None:
-        return config, identify(config)
-    if latest.unconfirmed and latest.config == plain(config):
-        back = [number for number in versions.numbers() if number < latest.version]
-        if back:
-            log.warning("version %d was never confirmed: starting with version %d", latest.version, back[-1])
-            before = versions.read(back[-1])
-            return config_of(before), ids_of(before)
+        return First(config, identify(config), order)
     try:
-        return config, identify(config, config_of(latest), ids_of(latest))
+        return First(config, identify(config, config_of(latest), ids_of(latest)), order)
     except DataplaneError as error:
         log.warning("the rules' ids begin anew: %s", error)
-        return config, identify(config)
+        return First(config, identify(config), order)
+
+
+def _unconfirmed(latest: Version, config: Config, versions: Versions) -> int:
+    """The version that says the same, and that was still to be confirmed or was taken back; 0: there is none."""
+    number = latest.version if latest.unconfirmed else latest.instead_of
+    try:
+        return number if number and versions.read(number).config == plain(config) else 0
+    except DataplaneError:
+        return 0
+
+
+def _again(before: Version, unconfirmed: int) -> First | None:
+    """A start with an earlier version; None if this release would not accept it any more."""
+    try:
+        config = config_of(before)
+    except DataplaneError as error:
+        log.warning("%s", error)
+        return None
+    source = f"version {unconfirmed} was never confirmed: back to version {before.version}"
+    log.warning("%s", source)
+    return First(config, ids_of(before), Order(DAEMON, source, instead_of=unconfirmed))
 
 
 def unchangeable(before: Config, after: Config) -> list[str]:

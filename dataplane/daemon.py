@@ -40,12 +40,14 @@ def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
     for name, purpose in capabilities.missing().items():
         log.warning("%s is not permitted: without it there is no %s", name, purpose)
     try:
-        loaded, ids = first_config(config, versions)
+        first = first_config(config, versions)
         for directory in (runtime_dir, log_dir, state_dir):
             directory.mkdir(parents=True, exist_ok=True)
         with _lock(runtime_dir / "dataplane.pid"):
-            engine = Engine(loaded, runtime_dir, log_dir, ids)
-            return _serve(engine, Committer(engine, versions, config.absolute()), runtime_dir, ending)
+            engine = Engine(first.config, runtime_dir, log_dir, first.ids)
+            committer = Committer(engine, versions, config.absolute())
+            committer.begin(first.order)
+            return _serve(engine, committer, runtime_dir, ending)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -56,7 +58,6 @@ def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
 
 def _serve(engine: Engine, committer: Committer, runtime_dir: Path, ending: threading.Event) -> int:
     control = ControlServer(runtime_dir / "control.sock", handlers(engine, committer))
-    committer.begin()
     exporter = Exporter(engine)
     engine.start()
     sys.setswitchinterval(SWITCH_INTERVAL)

@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ from dataplane.policy.model import Config, NatType
 from dataplane.pools import pool_use
 from dataplane.quotas import Quotas
 from dataplane.records import Records
-from dataplane.rematch import Judge, Outcome, preview, rematch
+from dataplane.rematch import Judge, Outcome, connections_to_end, preview, rematch
 from dataplane.replies import Replies
 from dataplane.resources import Resources, ThreadLoads
 from dataplane.routes import Monitor, is_link_local
@@ -294,30 +294,43 @@ class Engine:
     def preview(self, candidate: Candidate) -> Outcome:
         """Which sessions commit() would end now."""
         with self._changing:
-            return preview(self.table, self._judge(candidate.policy, candidate.ids, self.policy, self.ids))
+            if not rematches(candidate):
+                return Outcome()
+            return preview(self.table, self._judge(candidate, self.policy, self.ids))
+
+    def connections_to_end(self, candidate: Candidate) -> int:
+        """How many of these are TCP connections to the firewall itself."""
+        with self._changing:
+            judge = self._judge(candidate, self.policy, self.ids)
+            return connections_to_end(self.table, judge) if rematches(candidate) else 0
 
     def candidate(self, config: Config, ids: RuleIds) -> Candidate:
-        """A configuration, compiled to follow the one in force."""
-        return Candidate(config, compile_policy(config, self.policy.zone_ids), ids)
+        """A configuration, compiled to follow the one in force. DataplaneError if it has too many applications."""
+        policy = compile_policy(config, self.policy.zone_ids)
+        self.names.applications.demand_room(policy.applications.by_name)
+        return Candidate(config, policy, ids)
 
     def commit(self, candidate: Candidate) -> Outcome:
         """Live by another policy from now on. DataplaneError, and the one before is in force, if the host refuses.
 
         First packets are decided by one policy or the other, never by parts of both: the dispatch cache is empty while
-        anything changes, and the slow path takes up the new world between two packets.
+        anything changes, and the slow path takes up the new world between two packets. Sessions are judged before they
+        follow the host, so that a commit's own doing has a commit's reason.
         """
         with self._changing:
-            before = Candidate(self.config, self.policy, self.ids)
+            before, zones = Candidate(self.config, self.policy, self.ids), self.slowpath.world.zone_by_interface
             try:
                 self._take_up(candidate)
-            except (DataplaneError, OSError) as error:
+            except Exception as error:
                 log.error("the commit failed and is taken back: %s", error)
                 self._take_up(before)
                 raise DataplaneError(f"the commit was taken back: {error}") from error
-            if not candidate.config.settings.session.rematch_on_commit:
-                return Outcome()
-            judge = self._judge(candidate.policy, candidate.ids, before.policy, before.ids)
-            return rematch(self.table, judge, self.slowpath.world.rule_numbers)
+            outcome = Outcome()
+            if rematches(candidate):
+                judge = self._judge(candidate, before.policy, before.ids)
+                outcome = rematch(self.table, judge, self.slowpath.world.rule_numbers)
+            self._follow_sessions("link", zones)
+            return outcome
 
     def _take_up(self, candidate: Candidate) -> None:
         self.dispatch.forget()
@@ -329,15 +342,15 @@ class Engine:
         self._load_settings()
         for follow in (self._follow_log, *self.followers):
             follow()
-        self._host_changed("link")
+        self._follow_host("link")
         self._sysctls.release(set(before.interfaces) - set(after.interfaces))
 
     def _follow_log(self) -> None:
         self.traffic_log.follow(self.config.log)
 
-    def _judge(self, policy: CompiledPolicy, ids: RuleIds, before: CompiledPolicy, ids_before: RuleIds) -> Judge:
-        world = self._world_of(policy, (), ())
-        return Judge(self.table, self.names, before, world, (ids_before.nat, ids.nat))
+    def _judge(self, candidate: Candidate, before: CompiledPolicy, ids_before: RuleIds) -> Judge:
+        world = self._world_of(candidate.policy, (), ())
+        return Judge(self.table, self.names, before, world, (ids_before, candidate.ids))
 
     # ---- what the policy says to C ----
 
@@ -422,11 +435,14 @@ class Engine:
     def _host_changed(self, kind: str) -> None:
         """A link, an address or a route is another one than before."""
         with self._changing:
+            zones = self.slowpath.world.zone_by_interface
             self._follow_host(kind)
+            self._follow_sessions(kind, zones)
 
     def _follow_host(self, kind: str) -> None:
+        """New sessions are decided by the host as it is now."""
         self._host_log.changed(kind, self.monitor.links)
-        before, now = self.slowpath.world, self._world()
+        now = self._world()
         self.slowpath.set_world(now)
         self._tell_table(now)
         if kind in ("link", "address"):
@@ -434,10 +450,14 @@ class Engine:
                 self._sysctls.apply(self._routed)
             self._answering.set(self._answered(), self.monitor.links)
             self._wires.follow(self.monitor.links)
-            self._follow_addresses()
-        if kind == "route" or now.zone_by_interface != before.zone_by_interface:
-            self._follow_routes()
         self.offload.follow(now)
+
+    def _follow_sessions(self, kind: str, zones: Mapping[int, int]) -> None:
+        """Live ones go on as the host is now, or end; `zones` by interface, as they were before."""
+        if kind in ("link", "address"):
+            self._follow_addresses()
+        if kind == "route" or self.slowpath.world.zone_by_interface != zones:
+            self._follow_routes()
 
     def _answered(self) -> Iterator[int]:
         """Translated addresses that lie in an interface's subnet; a large prefix only as far as MAX_ANSWERED goes."""
@@ -543,6 +563,11 @@ class Engine:
     def _records_lost(self, n: int) -> None:
         with self._losing:  # a shard has one writer at a time, and anybody may log
             lib.table_count(self.table.pointer, lib.SHARD_LOG, lib.LOG_RECORD_LOST, n)
+
+
+def rematches(candidate: Candidate) -> bool:
+    """Whether live sessions are judged anew once it is in force."""
+    return candidate.config.settings.session.rematch_on_commit
 
 
 def mss_clamps(world: World) -> dict[int, int]:

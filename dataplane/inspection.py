@@ -327,7 +327,7 @@ class Inspection:
 
     def _lives(self, conversation: Conversation) -> bool:
         """Nobody waits for the children of a session that has ended meanwhile."""
-        if self._is_alive(conversation.session.id, conversation.session.generation):
+        if self._alive(conversation.session.id, conversation.session.generation) is not None:
             return True
         for prediction in self._waiting(conversation):
             self._unexpect(prediction.id)
@@ -456,9 +456,11 @@ class Inspection:
     def _range(self, conversation: Conversation) -> tuple[int, int]:
         return self.surroundings.port_range(conversation.session.nat_rule)
 
-    def _is_alive(self, session_id: int, generation: int) -> bool:
+    def _alive(self, session_id: int, generation: int) -> Session | None:
         session = self._table.read(session_id)
-        return session is not None and session.generation == generation and session.state == "ACTIVE"
+        return (
+            session if session is not None and (session.generation, session.state) == (generation, "ACTIVE") else None
+        )
 
     def _waiting(self, conversation: Conversation) -> list[Prediction]:
         return self._predictions.of_parent(conversation.session.id)
@@ -476,20 +478,19 @@ class Inspection:
         prediction = self._predictions.match(key)
         if prediction is None:
             return None
-        if not (
-            self._is_alive(prediction.id, prediction.generation)
-            and self._is_alive(prediction.parent, prediction.parent_generation)
-        ):  # the ager has not told yet
+        parent = self._alive(prediction.parent, prediction.parent_generation)
+        if parent is None or self._alive(prediction.id, prediction.generation) is None:  # the ager has not told yet
             if prediction.again:
                 self._unexpect(prediction.id)
             else:
                 self._end(prediction)
             return None
         with self._lock:
-            return self._match(prediction, key)
+            return self._match(prediction, key, parent)
 
-    def _match(self, prediction: Prediction, key: FlowKey) -> Match | None:
-        decision, leases = prediction.decision, [lease for lease in (prediction.lease,) if lease is not None]
+    def _match(self, prediction: Prediction, key: FlowKey, parent: Session) -> Match | None:
+        decision = prediction.decision._replace(rule=parent.rule, log_end=parent.log_end)  # as of the latest commit
+        leases = [lease for lease in (prediction.lease,) if lease is not None]
         if not all(lease.holders for lease in leases):
             return None  # one that may be called again has ended just now
         if not prediction.again:

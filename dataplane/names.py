@@ -8,9 +8,11 @@ that it keeps its number when it is renamed, and another rule of that name gets 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from dataplane.errors import DataplaneError
+
 
 class Numbering:
-    """Names to numbers from 0 on, for as long as the daemon lives. At most `limit` names; OverflowError beyond."""
+    """Names to numbers from 0 on, for as long as the daemon lives. At most `limit` names; DataplaneError beyond."""
 
     def __init__(self, limit: int = 1 << 30) -> None:
         self._limit = limit
@@ -23,14 +25,18 @@ class Numbering:
         """The number of what has this id, new if it was never seen; it is called `name` from now on."""
         number = self._numbers.get(id or name)
         if number is None:
-            if len(self._names) == self._limit:
-                raise OverflowError(f"more than {self._limit} names")
+            self.demand_room([id or name])
             number = self._numbers[id or name] = len(self._names)
             self._names.append(name)
             self._ids.append(id or name)
         self._names[number] = name
         self._latest[name] = number
         return number
+
+    def demand_room(self, ids: Iterable[str]) -> None:
+        """DataplaneError unless all of these can have numbers; none is given."""
+        if len(self._names) + sum(id not in self._numbers for id in ids) > self._limit:
+            raise DataplaneError(f"more than {self._limit} names have been used; a restart forgets those that are gone")
 
     def find_id(self, id: str) -> int | None:
         """The number of what has this id, or None if nothing ever had."""

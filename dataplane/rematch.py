@@ -11,7 +11,7 @@ Sessions are judged by classes (rematch.c), so that a million of them cost no mo
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,11 +21,11 @@ from dataplane.flow import Session
 from dataplane.names import Names
 from dataplane.nat import InterfaceAddress, NoAddress, translate
 from dataplane.policy.applications import TCP, UDP
-from dataplane.policy.changes import NAT, SECURITY
+from dataplane.policy.changes import NAT, SECURITY, RuleIds
 from dataplane.policy.compile import CompiledNatRule, CompiledPolicy, Pool
 from dataplane.policy.model import Action, SourceType
 from dataplane.policy.prefix import Unmappable
-from dataplane.sessions import REMATCH_SLOTS, ClassStarts, LiveClass, SessionTable
+from dataplane.sessions import REMATCH_SLOTS, TICKS, ClassStarts, LiveClass, SessionTable
 from dataplane.slowpath import First, World, nat_rule_of
 
 Cause = tuple[str, str]
@@ -57,12 +57,13 @@ class Outcome:
         for seen, verdict in zip(classes, verdicts, strict=True):
             if verdict.cause is not None:
                 self.ended[verdict.cause, (SECURITY, names.rules.name(seen.rule))] += seen.sessions
-                self.to_host += seen.sessions if seen.kind == lib.REMATCH_TO_HOST and seen.proto == TCP else 0
+                self.to_host += seen.sessions if _is_to_host(seen) else 0
 
     def add_translated(self, names: Names, session: Session) -> None:
         """One that a changed NAT rule would translate otherwise."""
         nat = NAT, names.nat_rules.name(session.nat_rule or 0)
         self.ended[nat, (SECURITY, names.rules.name(session.rule))] += 1
+        self.to_host += session.host and session.c2s.proto == TCP
 
 
 class Judge:
@@ -74,7 +75,7 @@ class Judge:
         names: Names,
         before: CompiledPolicy,
         world: World,
-        nat_ids: tuple[Mapping[str, str], Mapping[str, str]],
+        ids: tuple[RuleIds, RuleIds],
     ) -> None:
         self._table = table
         self.names = names
@@ -82,9 +83,14 @@ class Judge:
         self._world = world
         self.starts: Starts = starts_of(world.policy, ())
         self._zones = {number for name, number in before.zone_ids.items() if world.policy.zone_ids.get(name) == number}
-        old, new = (_by_id(policy, ids) for policy, ids in zip((before, world.policy), nat_ids, strict=True))
+        self._allowing = {
+            ids[1].security.get(rule.name, rule.name): index
+            for index, rule in enumerate(world.policy.security_rules)
+            if rule.action is Action.ALLOW and not rule.disabled
+        }
+        old, new = (_by_id(policy, own.nat) for policy, own in zip((before, world.policy), ids, strict=True))
         self._nat = new
-        self._nat_ids = nat_ids[1]
+        self._nat_ids = ids[1].nat
         self._changed_nat = {id for id, rules in new.items() if id in old and old[id] != rules}
 
     def judge(self, seen: LiveClass) -> Verdict:
@@ -103,7 +109,7 @@ class Judge:
             ingress=session.ingress,
             egress=session.egress,
             rule=session.rule,
-            nat_rule=0 if session.nat_rule is None else session.nat_rule + 1,
+            nat_rule=session.nat_rule + 1 if session.nat_rule is not None and _is_translated(session) else 0,
             application=session.application,
             port=0,
             from_zone=key.zone,
@@ -130,10 +136,8 @@ class Judge:
                     yield session
 
     def _verdict(self, seen: LiveClass, src: int, dst: int, port: int) -> Verdict:
-        if (zone := self._moved(seen)) is not None:
-            return Verdict(cause=("zones", zone))
-        if (nat := self._untranslated(seen.nat_rule)) is not None:
-            return Verdict(cause=(NAT, nat))
+        if (cause := self._out_of_place(seen)) is not None:
+            return Verdict(cause=cause)
         if seen.kind == lib.REMATCH_TO_HOST:
             allowed = self._policy.host_inbound(seen.from_zone, seen.proto, port)
             return Verdict() if allowed else Verdict(cause=("host-inbound", self.names.zone(seen.from_zone)))
@@ -151,6 +155,14 @@ class Judge:
         name = self.names.applications.name(seen.application)
         return name if name in self._policy.applications.by_name else self._policy.application(seen.proto, port).name
 
+    def _out_of_place(self, seen: LiveClass) -> Cause | None:
+        """What ends a session whatever the rules say of it: its zone, or its translation, is no more."""
+        if (zone := self._moved(seen)) is not None:
+            return "zones", zone
+        if (nat := self._untranslated(seen.nat_rule)) is not None:
+            return NAT, nat
+        return None
+
     def _moved(self, seen: LiveClass) -> str | None:
         """A zone of it that is not its interface's any more; an interface that is away just now may come back."""
         own = [(seen.ingress, seen.from_zone)]
@@ -165,22 +177,26 @@ class Judge:
         return None
 
     def _untranslated(self, nat_rule: int) -> str | None:
-        """The NAT rule that is no more; `nat_rule` is its number plus one, 0: there was none."""
+        """The NAT rule that is no more; `nat_rule` is its number plus one, 0: nothing is translated."""
         if not nat_rule or self.names.nat_rules.id(nat_rule - 1) in self._nat:
             return None
         return self.names.nat_rules.name(nat_rule - 1)
 
     def _child(self, seen: LiveClass) -> Verdict:
-        parent = self._table.read(seen.source)
-        if parent is not None and parent.state == "ACTIVE" and parent.type == "FLOW" and not parent.parent:
+        if (parent := self._parent(seen)) is not None:
             return self._like_parent(parent)
-        name = self.names.rules.name(seen.rule)
-        if (zone := self._moved(seen)) is not None:
-            return Verdict(cause=("zones", zone))
-        for index, rule in enumerate(self._policy.security_rules):
-            if rule.name == name and rule.action is Action.ALLOW and not rule.disabled:
-                return Verdict(index)
-        return Verdict(cause=(SECURITY, name))
+        if (cause := self._out_of_place(seen)) is not None:
+            return Verdict(cause=cause)
+        index = self._allowing.get(self.names.rules.id(seen.rule))
+        return Verdict(index) if index is not None else Verdict(cause=(SECURITY, self.names.rules.name(seen.rule)))
+
+    def _parent(self, seen: LiveClass) -> Session | None:
+        """Slots are used again: what has begun later than the child is not its parent."""
+        age = (lib.table_now() - seen.destination & 0xFFFFFFFF) / TICKS
+        found = self._table.read(seen.source)
+        if found is None or found.state != "ACTIVE" or found.type != "FLOW" or found.parent or found.elapsed < age:
+            return None
+        return found
 
     def _like_parent(self, parent: Session) -> Verdict:
         if self._is_of_changed_nat(parent) and not self._gives(parent):
@@ -199,6 +215,15 @@ class Judge:
         if rule is None or self._nat_ids[rule.name] != own:
             return False
         return would_translate(rule, session, self._world.interface_address)
+
+
+def _is_translated(session: Session) -> bool:
+    return session.source_nat or session.destination_nat
+
+
+def _is_to_host(seen: LiveClass) -> bool:
+    """A TCP connection to the firewall itself: somebody may be sitting at it."""
+    return seen.kind == lib.REMATCH_TO_HOST and seen.proto == TCP
 
 
 def would_translate(rule: CompiledNatRule, session: Session, interface_address: InterfaceAddress) -> bool:
@@ -244,9 +269,20 @@ def _by_id(policy: CompiledPolicy, ids: Mapping[str, str]) -> dict[str, list[obj
 
 def preview(table: SessionTable, judge: Judge) -> Outcome:
     """What rematch() would do now."""
-    outcome = Outcome()
-    for _, classes, verdicts in _judged(table, judge, ClassStarts(judge.starts)):
-        outcome.add(judge.names, classes, verdicts)
+    return _foreseen(table, judge, lambda seen: True)
+
+
+def connections_to_end(table: SessionTable, judge: Judge) -> int:
+    """Of preview() the connections to the firewall itself alone, which takes no look at the rules."""
+    return _foreseen(table, judge, _is_to_host).to_host
+
+
+def _foreseen(table: SessionTable, judge: Judge, concerns: Callable[[LiveClass], bool]) -> Outcome:
+    """By the classes that are of any concern."""
+    outcome, starts = Outcome(), ClassStarts(judge.starts)
+    for _, classes in _live(table, starts):
+        own = [seen for seen in classes if concerns(seen)]
+        outcome.add(judge.names, own, map(judge.judge, own))
     for session in judge.translated_otherwise():
         if judge.judge_session(session).cause is None:
             outcome.add_translated(judge.names, session)
@@ -259,7 +295,8 @@ def rematch(table: SessionTable, judge: Judge, rule_numbers: Sequence[int]) -> O
     `rule_numbers` by index in the new policy, by which everything new is decided already.
     """
     outcome, starts = Outcome(), ClassStarts(judge.starts)
-    for first, classes, verdicts in _judged(table, judge, starts):
+    for first, classes in _live(table, starts):
+        verdicts = [judge.judge(seen) for seen in classes]
         outcome.add(judge.names, classes, verdicts)
         told = [judge.told(seen, verdict, rule_numbers) for seen, verdict in zip(classes, verdicts, strict=True)]
         table.rematch(starts, first, told, "policy-deny")
@@ -270,11 +307,8 @@ def rematch(table: SessionTable, judge: Judge, rule_numbers: Sequence[int]) -> O
     return outcome
 
 
-def _judged(
-    table: SessionTable, judge: Judge, starts: ClassStarts
-) -> Iterator[tuple[int, list[LiveClass], list[Verdict]]]:
-    """(first slot, the classes of that part of the table, the verdict on each)."""
+def _live(table: SessionTable, starts: ClassStarts) -> Iterator[tuple[int, list[LiveClass]]]:
+    """(first slot, the classes of that part of the table), where there are any."""
     for first in range(1, table.max_sessions + 1, REMATCH_SLOTS):
-        classes = table.live_classes(starts, first)
-        if classes:
-            yield first, classes, [judge.judge(seen) for seen in classes]
+        if classes := table.live_classes(starts, first):
+            yield first, classes

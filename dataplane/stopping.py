@@ -34,6 +34,8 @@ def take_reopen() -> bool:
 
 
 def _take(event: threading.Event) -> bool:
-    asked = event.is_set()
+    """Cleared only where it was seen: a signal that comes in between is for the next time."""
+    if not event.is_set():
+        return False
     event.clear()
-    return asked
+    return True

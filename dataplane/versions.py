@@ -10,6 +10,7 @@ waiting was stopped before anybody confirmed it: then the version before is what
 """
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Version(msgspec.Struct, frozen=True, omit_defaults=True):
     changes: list[str] = []
     diff: list[str] = []  # to the version before, unified
     unconfirmed: bool = False
+    instead_of: int = 0  # version that nobody has confirmed
 
 
 class Versions:
@@ -56,14 +58,15 @@ class Versions:
         except (OSError, msgspec.MsgspecError) as error:
             raise DataplaneError(f"{self._path(number)}: {error}") from None
 
+    def readable(self) -> Iterator[Version]:
+        """The newest first, one at a time; what is damaged, or has just made room, is passed over."""
+        for number in reversed(self.numbers()):
+            with suppress(DataplaneError):
+                yield self.read(number)
+
     def latest(self) -> Version | None:
         """The newest one that can be read."""
-        for number in reversed(self.numbers()):
-            try:
-                return self.read(number)
-            except DataplaneError:
-                continue
-        return None
+        return next(self.readable(), None)
 
     def prepare(self, version: Version) -> Path:
         """Everything written but the name; DataplaneError if the disk refuses."""
@@ -75,21 +78,30 @@ class Versions:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            with suppress(OSError):
-                part.unlink()
-            raise DataplaneError(f"the version cannot be kept: {part}: {error.strerror}") from None
+            self.drop(part)
+            raise _refused(part, error) from None
         return part
 
+    def drop(self, part: Path | None) -> None:
+        """What was prepared is not wanted."""
+        with suppress(OSError):
+            if part is not None:
+                part.unlink()
+
     def publish(self, part: Path) -> None:
-        """What was prepared is the newest version; the oldest makes room."""
-        part.replace(part.with_suffix(".json"))
-        place = os.open(self._place, os.O_RDONLY)
+        """What was prepared is the newest version; the oldest makes room. DataplaneError if the disk refuses."""
         try:
-            os.fsync(place)
-        finally:
-            os.close(place)
+            part.replace(part.with_suffix(".json"))
+            place = os.open(self._place, os.O_RDONLY)
+            try:
+                os.fsync(place)
+            finally:
+                os.close(place)
+        except OSError as error:
+            raise _refused(part, error) from None
         for number in self.numbers()[:-KEPT]:
-            self._path(number).unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path(number).unlink()
 
     def keep(self, version: Version) -> None:
         """prepare() and publish()."""
@@ -97,3 +109,7 @@ class Versions:
 
     def _path(self, number: int) -> Path:
         return self._place / f"{number:0{DIGITS}}.json"
+
+
+def _refused(part: Path, error: OSError) -> DataplaneError:
+    return DataplaneError(f"the version cannot be kept: {part}: {error.strerror}")

@@ -522,5 +522,5 @@ def test_a_show_loads_nothing_that_it_does_not_need(daemon, tmp_path):
         "logging",
     }
     assert {name.split(".")[1] for name in loaded if name.startswith("dataplane.")} == {
-        *("cli", "client", "errors", "filters", "grammar", "live", "text")
+        *("change", "cli", "client", "errors", "filters", "grammar", "live", "text")
     }

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dataplane.errors import DataplaneError
 from dataplane.names import Names, Numbering
 
 
@@ -25,9 +26,18 @@ def test_numbers_run_out():
     """Rather than name two applications alike."""
     applications = Numbering(limit=2)
     applications.numbers(["a", "b"])
-    with pytest.raises(OverflowError):
+    with pytest.raises(DataplaneError):
         applications.number("c")
     assert applications.number("a") == 0
+
+
+def test_too_many_at_once_use_no_numbers_up():
+    """What is refused whole leaves room for less."""
+    applications = Numbering(limit=2)
+    with pytest.raises(DataplaneError):
+        applications.demand_room(["a", "b", "c"])
+    assert applications.numbers(["d", "e"]) == (0, 1)
+    applications.demand_room(["d", "e"])
 
 
 def test_zones_include_the_firewall_itself_and_none():

@@ -7,18 +7,22 @@ from bisect import bisect_right
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataplane.ffi import lib
 from dataplane.flow import Decision, FlowKey, Session
 from dataplane.names import Names
+from dataplane.policy.changes import RuleIds
 from dataplane.policy.compile import compile_policy
 from dataplane.policy.model import Config
 from dataplane.rematch import Judge, preview, rematch
 from dataplane.sessions import ClassStarts, InstallError, SessionTable
 from dataplane.slowpath import First, World, decide
+from tests.lab.polling import poll
 from tests.test_dispatch import Dispatcher, Palette, random_world, security_rule
 
 V4 = 0xFFFF << 32
@@ -118,6 +122,68 @@ def test_refused_sessions_are_in_no_class(starts):
     table.close()
 
 
+# ---- children ----
+
+RULES: list[dict[str, Any]] = [{"name": "audio", "action": "allow"}, {"name": "media", "action": "deny"}]
+"""`audio` was called `media` until now, and another rule is called so."""
+ZONES = [{"name": "in", "interfaces": ["x0"]}, {"name": "out", "interfaces": ["x1"]}]
+
+
+class Bereft:
+    """A child that was allowed by the rule with the id `one`, when that was still called `media`."""
+
+    def __init__(self, rules: list[dict[str, Any]]) -> None:
+        self.table, names = SessionTable(64), Names(1000, HOST)
+        before, self._after = (
+            compile_policy(Config.model_validate({"zones": ZONES, "security-rules": own})) for own in ([], rules)
+        )
+        names.set_zones(before.zone_ids)
+        names.applications.numbers(before.applications.by_name)
+        self._rule = names.rules.number("media", "one")
+        ids = RuleIds({"audio": "one", "media": "two"})
+        world = replace(random_world(random.Random(0)), policy=self._after)
+        self.judge = Judge(self.table, names, before, world, (RuleIds({"media": "one"}), ids))
+
+    def install(self, sport: int, parent: int = 0) -> int:
+        key = FlowKey(V4 + 1, V4 + 2, sport, 2000, UDP, 1, 4)
+        return self.table.install(key, Decision(False, 2, 5, self._rule, 7, 8, parent=parent), 60)
+
+    def rematch(self) -> str:
+        """As it was foreseen; the name of the rule that the child has now, or why it ends."""
+        foreseen = preview(self.table, self.judge)
+        assert rematch(self.table, self.judge, range(len(self._after.security_rules))) == foreseen
+        child = alive(self.table, 1)
+        return self._after.security_rules[child.rule].name if child.state == "ACTIVE" else str(child.end_reason)
+
+
+def test_a_child_without_a_parent_finds_its_rule_by_its_id():
+    """Whatever that is called now, and whoever has its name."""
+    bereft = Bereft(RULES)
+    bereft.install(1, parent=50)
+    assert bereft.rematch() == "audio"
+
+
+def test_a_child_whose_rule_allows_nothing_more_ends():
+    """Its id is known, and denies."""
+    bereft = Bereft([RULES[0] | {"action": "deny"}, RULES[1] | {"action": "allow"}])
+    bereft.install(1, parent=50)
+    assert bereft.rematch() == "policy-deny"
+
+
+def test_who_has_the_slot_of_a_parent_now_is_no_parent():
+    """It began later than the child, and is denied what the child goes on with."""
+    bereft = Bereft([RULES[0] | {"destination": ["203.0.113.1"]}, RULES[1]])
+    bereft.install(1, parent=2)
+    began = lib.table_now()
+    poll(lambda: lib.table_now() > began, 1, "another tick")
+    assert bereft.install(2) == 2
+    assert bereft.rematch() == "audio"
+    assert alive(bereft.table, 2).state == "CLOSING"
+
+
+# ---- everything ----
+
+
 def numbered(world: World) -> tuple[World, Names]:
     """As the engine numbers what is in a policy."""
     names = Names(1000, HOST)
@@ -149,7 +215,7 @@ def test_what_goes_on_is_what_would_begin_now(seed):
             with suppress(InstallError):
                 firewall.learn(data, ifindex)
         live = {s.id: s for s in firewall.table.scan() if s.state == "ACTIVE" and s.c2s in packets}
-        ids = {rule.name: rule.name for rule in policy.nat_rules}
+        ids = RuleIds(nat={rule.name: rule.name for rule in policy.nat_rules})
         judge = Judge(firewall.table, names, before.policy, after, (ids, ids))
         foreseen = preview(firewall.table, judge)
         outcome = rematch(firewall.table, judge, after.rule_numbers)

@@ -10,11 +10,11 @@ from typing import Any, cast
 import click
 
 from dataplane import text
+from dataplane.change import LONGEST_WAIT
 from dataplane.cli.base import json_option, runtime_dir_option
 from dataplane.cli.output import emit, emit_list, emit_object, only_row
 from dataplane.client import request
-
-LONGEST_WAIT = 86400  # seconds
+from dataplane.errors import UsageError
 
 check_option = click.option(
     "--check", is_flag=True, help="Only print what would change, and how many sessions would end."
@@ -41,6 +41,8 @@ def commit(file: Path | None, check: bool, confirm: int | None, force: bool, as_
     By default the file that the daemon was started with. `commit confirm` keeps a commit that was made with --confirm.
     """
     if str(file) == "confirm":
+        if check or confirm or force:
+            raise UsageError("commit confirm takes no options; a file of that name is ./confirm")
         emit_object(request(runtime_dir, "commit confirm", {"user": user()}), text.confirmed, as_json)
         return
     arguments = candidate(file, runtime_dir)
@@ -119,7 +121,7 @@ def candidate(file: Path | None, runtime_dir: Path) -> dict[str, Any]:
     from dataplane.policy.load import load
 
     config = load(file).model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return {"config": config, "source": str(file.absolute())}
+    return {"config": config, "source": os.fsencode(file.absolute()).decode(errors="replace")}
 
 
 def user() -> str:

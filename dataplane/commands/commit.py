@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
+from dataplane.change import LONGEST_WAIT
 from dataplane.commands.arguments import Arguments, mapping, number
-from dataplane.commit import LONGEST_WAIT, Committer, Order, Plan, accept, config_of, diff, plain, unchangeable
+from dataplane.commit import Committer, Order, Plan, accept, config_of, diff, plain, unchangeable
 from dataplane.control import Handler
 from dataplane.engine import Engine
 from dataplane.errors import UsageError

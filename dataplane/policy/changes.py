@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dataplane.change import Change
 from dataplane.policy.model import DEFAULT_RULES, Config, NatRule, SecurityRule
 
 SECURITY, NAT = "security-rules", "nat-rules"
@@ -27,19 +28,6 @@ class RuleIds(NamedTuple):
 
     security: Mapping[str, str] = {}
     nat: Mapping[str, str] = {}
-
-
-class Change(NamedTuple):
-    """One line of what a commit would do."""
-
-    section: str
-    kind: str
-    """added, removed, changed, moved or renamed."""
-    name: str
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.section}: {self.kind} {self.name}" + (f" ({self.detail})" if self.detail else "")
 
 
 NO_IDS = RuleIds()
@@ -121,8 +109,8 @@ def _rules(
     known = {ids[0][rule.name]: rule for rule in old}
     places = {ids[0][rule.name]: place for place, rule in enumerate(old)}
     own = [ids[1][rule.name] for rule in new]
-    stay = _in_order([places[id] for id in own if id in places])
-    yield from (Change(section, "removed", rule.name) for id, rule in known.items() if id not in own)
+    stay, kept = _in_order([places[id] for id in own if id in places]), {*own}
+    yield from (Change(section, "removed", rule.name) for id, rule in known.items() if id not in kept)
     for place, (id, rule) in enumerate(zip(own, new, strict=True), 1):
         if id not in known:
             yield Change(section, "added", rule.name, f"at {place}")

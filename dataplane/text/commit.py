@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from dataplane.change import Change
 from dataplane.text.base import Json
 
 
@@ -10,10 +11,10 @@ def commit_preview(preview: Json) -> Iterator[str]:
     if not preview["changes"]:
         yield "Nothing would change."
     explained = 0
-    for change in preview["changes"]:
-        detail = f" ({change['detail']})" if change["detail"] else ""
-        yield f"{change['section']}: {change['kind']} {change['name']}{detail}{_ends(change['sessions'])}"
-        explained += change["sessions"]
+    for row in preview["changes"]:
+        change = Change(*(row[field] for field in Change._fields))
+        yield f"{change}{_ends(row['sessions'])}"
+        explained += row["sessions"]
     if rest := preview["sessions_ended"] - explained:
         yield f"several changes together{_ends(rest)}"
     yield f"Sessions that would end: {preview['sessions_ended']}"

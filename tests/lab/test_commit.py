@@ -10,7 +10,7 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -114,6 +114,20 @@ def is_over(firewall: Firewall, client_port: int) -> bool:
     return not sessions(firewall, source_port=client_port, state="active")
 
 
+def assert_ends(firewall: Firewall, wanted: Mapping[str, Any], client_port: int) -> None:
+    """One session ends by a commit, as foreseen and for the reason that is a commit's."""
+    preview = firewall.json("commit", str(firewall.write_config(wanted)), "--check")
+    assert preview["sessions_ended"] == 1
+    assert "1 sessions ended" in commit(firewall, wanted)
+    poll(lambda: is_over(firewall, client_port), MOMENT, "the session's end")
+    assert record(firewall, event="end", sport=client_port)["session_end_reason"] == "policy-deny"
+
+
+def sorted_footprint(firewall: Firewall) -> dict[str, list[str]]:
+    """The kernel lists tables in an order of its own, and with counters."""
+    return {what: sorted(text.splitlines()) for what, text in firewall.footprint().items() if what != "nftables"}
+
+
 def versions(firewall: Firewall) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = firewall.json("show", "config", "versions")
     return found
@@ -158,7 +172,9 @@ class TestTakingEffect:
             settings={"session": {"rematch-on-commit": False}},
         )
         with connected(lab, WEB) as ends:
-            commit(firewall, denied)
+            preview = firewall.json("commit", str(firewall.write_config(denied)), "--check")
+            assert preview["sessions_ended"] == 0
+            assert "0 sessions ended" in commit(firewall, denied)
             assert_stream(*ends)
         assert fate(lab, WEB) == "silence"
 
@@ -195,11 +211,18 @@ class TestTakingEffect:
         with connected(lab, WEB) as (client, _server):
             own = client.getsockname()[1]
             nat = [{**CONFIG["nat-rules"][0], "from": ["inside"]}]
-            commit(firewall, changed(zones=renamed, nat_rules=nat, host_inbound={"inside": ["ssh"]}))
-            poll(lambda: is_over(firewall, own), MOMENT, "the session's end")
+            wanted = changed(zones=renamed, nat_rules=nat, host_inbound={"inside": ["ssh"]})
+            assert_ends(firewall, wanted, own)
         with connected(lab, WEB) as ends:
             assert session_of(firewall, ends[0])["c2s"]["source_zone"] == "inside"
             assert_stream(*ends)
+
+    def test_a_session_whose_way_out_changes_its_zone_ends(self, lab, firewall):
+        """By the commit and not by the route, which is as it was."""
+        renamed = [zones()[0], {"name": "outside", "interfaces": ["out0"]}]
+        with connected(lab, WEB) as (client, _server):
+            nat = [{**CONFIG["nat-rules"][0], "to": "outside"}]
+            assert_ends(firewall, changed(zones=renamed, nat_rules=nat), client.getsockname()[1])
 
     def test_zones_written_in_another_order_are_the_same_zones(self, lab, firewall):
         """Sessions do not change their zone because a line has moved."""
@@ -228,6 +251,26 @@ class TestRefusals:
         assert done.stderr.startswith(f"{tmp_path}/bad.yaml:")
         assert complaint in done.stderr
         assert versions(firewall) == before
+        assert fate(lab, MAIL) == "silence"
+
+    def test_a_file_whose_name_is_no_text(self, firewall):
+        """It is named as far as it can be."""
+        odd = os.fsdecode(os.fsencode(firewall.write_config(CONFIG)) + b"\xff")
+        os.link(firewall.config, odd)
+        assert firewall.cli("commit", odd).returncode == 0
+        assert versions(firewall)[0]["source"].endswith("\ufffd")
+
+    def test_what_the_host_refuses_is_taken_back(self, lab, firewall):
+        """Another program has the address of the metrics: nothing of the commit stays."""
+        before, metrics = sorted_footprint(firewall), {"listen": f"127.0.0.1:{WEB}"}
+        zoned = [*zones(), {"name": "local", "interfaces": ["lo"]}]
+        wanted = changed(zones=zoned, metrics=metrics, security_rules=rules(rule("no-mail", service=["mail"])))
+        number = versions(firewall)[0]["version"]
+        with lab.listener("firewall", WEB):
+            done = firewall.cli("commit", str(firewall.write_config(wanted)))
+        assert done.returncode == 1
+        assert "the commit was taken back" in done.stderr
+        assert (versions(firewall)[0]["version"], sorted_footprint(firewall)) == (number, before)
         assert fate(lab, MAIL) == "silence"
 
     def test_a_missing_file(self, firewall):
@@ -260,6 +303,21 @@ class TestRefusals:
             assert not is_over(firewall, own)
             assert "firewall itself" in firewall.cli("commit", str(locked), "--check").stdout
             assert firewall.cli("commit", str(locked), "--force").returncode == 0
+            poll(lambda: is_over(firewall, own), MOMENT, "the connection's end")
+
+    def test_a_translated_connection_to_the_firewall_is_one_as_well(self, lab, firewall):
+        """Its NAT rule is changed so that it would lead elsewhere."""
+        own_rule: dict[str, Any] = {"name": "own", "from": ["trust"], "to": "trust", "destination": [IN0]}
+        own_rule["destination-translation"] = {"address": IN0, "port": SSH}
+        commit(firewall, changed(nat_rules=[own_rule]))
+        moved = deepcopy(own_rule)
+        moved["destination-translation"]["port"] = SSH + 1
+        with lab.listener("firewall", SSH), lab.connect("client", (IN0, WEB)) as client:
+            own = client.getsockname()[1]
+            done = firewall.cli("commit", str(firewall.write_config(changed(nat_rules=[moved]))))
+            assert (done.returncode, is_over(firewall, own)) == (1, False)
+            assert "--confirm SECONDS" in done.stderr
+            commit(firewall, changed(nat_rules=[moved]), "--force")
             poll(lambda: is_over(firewall, own), MOMENT, "the connection's end")
 
 
@@ -319,6 +377,8 @@ class TestGoingBack:
     def test_a_commit_that_is_confirmed_stays(self, lab, firewall):
         """Once; there is nothing to confirm a second time."""
         commit(firewall, changed(security_rules=rules(rule("no-mail", service=["mail"]))), "--confirm", "60")
+        assert firewall.cli("commit", "confirm", "--check").returncode == 2
+        assert versions(firewall)[0]["unconfirmed"]
         assert firewall.cli("commit", "confirm").returncode == 0
         assert firewall.cli("commit", "confirm").returncode == 1
         assert not versions(firewall)[0]["unconfirmed"]
@@ -408,17 +468,25 @@ class TestTranslation:
         with connected(lab, TRANSLATED) as new:
             assert session_of(firewall, new[0])["s2c"]["dst"] == OTHER_POOL
 
-    @pytest.mark.parametrize("gone", ["removed", "disabled", "another pool"])
+    @pytest.mark.parametrize("gone", ["removed", "disabled", "another pool", "another interface"])
     def test_a_session_whose_rule_is_no_more_ends(self, lab, firewall, gone):
         """Nobody would answer for its address."""
-        own = deepcopy(CONFIG["nat-rules"][0])
-        own["source-translation"]["addresses"] = [OTHER_POOL]
-        after = {"removed": [], "disabled": [{**CONFIG["nat-rules"][0], "disabled": True}], "another pool": [own]}
+        by_pool, by_interface = deepcopy(CONFIG["nat-rules"][0]), deepcopy(CONFIG["nat-rules"][0])
+        by_pool["source-translation"]["addresses"] = [OTHER_POOL]
+        by_interface["source-translation"] = {"type": "dynamic-ip-and-port", "interface": "out0"}
+        disabled = {**CONFIG["nat-rules"][0], "disabled": True}
+        after = {"removed": [], "disabled": [disabled], "another pool": [by_pool], "another interface": [by_interface]}
         with connected(lab, TRANSLATED) as (client, _server):
-            port_of = client.getsockname()[1]
-            commit(firewall, changed(nat_rules=after[gone]))
-            poll(lambda: is_over(firewall, port_of), MOMENT, "the session's end")
-        assert record(firewall, event="end", sport=port_of)["session_end_reason"] == "policy-deny"
+            assert_ends(firewall, changed(nat_rules=after[gone]), client.getsockname()[1])
+
+    def test_a_session_that_was_exempt_stays_as_it_is(self, lab, firewall):
+        """The rule that is gone has translated nothing."""
+        exempt = {"name": "exempt", "from": ["trust"], "to": "untrust", "service": ["web"]}
+        commit(firewall, changed(nat_rules=[exempt, *CONFIG["nat-rules"]]))
+        with connected(lab, WEB) as ends:
+            assert session_of(firewall, ends[0])["nat_rule"] == "exempt"
+            assert "0 sessions ended" in commit(firewall, CONFIG)
+            assert_stream(*ends)
 
     def test_a_pool_that_has_grown_keeps_its_sessions(self, lab, firewall):
         """The rule may still give what it gave."""
@@ -446,13 +514,16 @@ class TestSignals:
             firewall.config.write_text(original)
 
     def test_death_in_the_middle_leaves_one_policy_or_the_other(self):
-        """However far the commit has come: the next start has a whole configuration and its whole history."""
+        """However far a commit or a rollback has come: the next start has a whole configuration and its history."""
         other = changed(security_rules=rules(rule("no-mail", service=["mail"])))
-        for delay in range(4):
-            with Lab() as lab, lab.firewall(CONFIG) as firewall:
-                asking = threading.Thread(target=ask_in_vain, args=(firewall, other))
+        moments = random.Random(1)
+        with Lab() as lab, lab.firewall(CONFIG) as firewall:
+            commit(firewall, other)
+            for _ in range(10):
+                command = moments.choice(["commit", "rollback"])
+                asking = threading.Thread(target=ask_in_vain, args=(firewall, command, other))
                 asking.start()
-                asking.join(delay * 0.015)
+                asking.join(moments.uniform(0, 0.06))
                 firewall.kill()
                 asking.join()
                 firewall.start()
@@ -508,10 +579,11 @@ def hit_count(firewall: Firewall, name: str) -> int:
     return int(found[name])
 
 
-def ask_in_vain(firewall: Firewall, config: dict[str, Any]) -> None:
-    """A commit; the daemon may die before it answers."""
+def ask_in_vain(firewall: Firewall, command: str, config: dict[str, Any]) -> None:
+    """A commit or a rollback; the daemon may die before it answers."""
+    arguments = {"config": config, "source": "test"} if command == "commit" else {"back": 1}
     try:
-        ask(firewall, "commit", config=config, user="me", source="test")
+        ask(firewall, command, user="me", **arguments)
     except DataplaneError:
         pass
 
@@ -525,8 +597,10 @@ class TestChildren:
     )
 
     @contextmanager
-    def data_connection(self, lab: Lab) -> Iterator[tuple[socket.socket, socket.socket]]:
-        """Both ends of one that EPSV has announced, its control connection open beside it."""
+    def data_connection(
+        self, lab: Lab, meanwhile: Callable[[], object] = lambda: None
+    ) -> Iterator[tuple[socket.socket, socket.socket]]:
+        """Both ends of one that EPSV has announced, its control connection open beside it; what is done in between."""
         with lab.listener("server", 21) as listening, lab.connect("client", (SERVER, 21)) as control:
             server, _ = listening.accept()
             with server, lab.listener("server", 0) as waiting:
@@ -535,6 +609,7 @@ class TestChildren:
                 channel.client_says(b"EPSV\r\n")
                 announced = waiting.getsockname()[1]
                 channel.server_says(b"229 Entering Extended Passive Mode (|||%d|)\r\n" % announced)
+                meanwhile()
                 with lab.connect("client", (SERVER, announced)) as client:
                     accepted, _ = waiting.accept()
                     with accepted:
@@ -557,3 +632,13 @@ class TestChildren:
             own = client.getsockname()[1]
             assert "2 sessions ended" in commit(firewall, {**self.WITH_FTP, "security-rules": [rule("no", "deny")]})
             poll(lambda: is_over(firewall, own), MOMENT, "the data connection's end")
+
+    def test_one_that_comes_after_a_commit_has_the_rule_that_its_parent_has_now(self, lab, firewall):
+        """Though it was announced under another."""
+        commit(firewall, self.WITH_FTP)
+        special = [rule("special", service=["ftp"]), *self.WITH_FTP["security-rules"]]
+        wanted = {**self.WITH_FTP, "security-rules": special}
+        with self.data_connection(lab, lambda: commit(firewall, wanted)) as (client, server):
+            assert session_of(firewall, client)["rule"] == "special"
+            assert_stream(client, server)
+            assert hit_count(firewall, "special") == 1
