@@ -341,6 +341,8 @@ def test_nat_policy_match(daemon, dataplane):
         (f"test nat-policy-match {FLOW} application ssl", "application"),
         (f"test security-policy-match {FLOW} protocol 17", "protocol: said twice"),
         ("test security-policy-match filter active", "unexpected word 'filter'"),
+        ("commit confirm --check", "confirm: takes no --check"),
+        ("commit confirm --confirm 60", "confirm: takes no"),
         ("run", "--config"),
         ("check", "FILE"),
     ],
@@ -474,6 +476,17 @@ def test_a_pipe_that_was_closed_is_silent(daemon, tmp_path):
     done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, env=buffered_environment())
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("latin-1", b'"zo\xeb \\u540d"'), ("ascii", b'"zo\\u00eb \\u540d"')])
+def test_a_terminal_without_the_characters_of_a_name(daemon, tmp_path, encoding, shown):
+    """They are spelled as JSON spells them, which it may read again."""
+    daemon.rows["show session all"] = [session() | {"rule": "zoë 名"}]
+    words = command_line("show", "session", "all", "--json", "--runtime-dir", str(tmp_path))
+    done = subprocess.run(words, capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert shown in done.stdout
+    assert json.loads(done.stdout.decode(encoding))[0]["rule"] == "zoë 名"
 
 
 def test_an_interrupt_is_quiet(daemon, tmp_path):

@@ -183,6 +183,7 @@ def test_the_layouts():
         "2026/01/01", "00:00:00", "info", "dataplane.daemon", "ready",
     ]  # fmt: skip
     row = {"sink": "traffic.json", "state": "failing", "written": 1, "lost": 2, "waiting": 3, "error": "No space left"}
-    *_, counts, why = text.log_status([row])
+    *_, counts, why, long, _ = text.log_status([row, row | {"sink": "syslog tls://" + "x" * 40}])
     assert counts.split() == ["traffic.json", "failing", "1", "2", "3"]
+    assert long.split()[2:] == ["failing", "1", "2", "3"]
     assert why.strip() == "No space left"

@@ -13,6 +13,7 @@ from dataplane import text
 from dataplane.cli.base import json_option, runtime_dir_option
 from dataplane.cli.output import emit, emit_list, emit_object, only_row
 from dataplane.client import request
+from dataplane.errors import UsageError
 
 LONGEST_WAIT = 86400  # seconds
 
@@ -41,6 +42,8 @@ def commit(file: Path | None, check: bool, confirm: int | None, force: bool, as_
     By default the file that the daemon was started with. `commit confirm` keeps a commit that was made with --confirm.
     """
     if str(file) == "confirm":
+        if check or confirm or force:
+            raise UsageError("commit confirm: takes no --check, --confirm or --force")
         emit_object(request(runtime_dir, "commit confirm", {"user": user()}), text.confirmed, as_json)
         return
     arguments = candidate(file, runtime_dir)
