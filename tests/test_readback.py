@@ -1,7 +1,9 @@
 """The logs read back: the newest record first, through rotated files, whatever the end of the file looks like."""
 
 import json
+import os
 import random
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,20 @@ def test_blocks_of_any_size_read_the_same_lines(path, monkeypatch, seed):
     expected = list(range(rng.randint(1, 30)))
     write(path, *(record(n, rule="x" * rng.randint(0, 2000)) for n in expected))
     assert ids(path) == expected[::-1]
+
+
+def test_a_hole_that_a_power_cut_has_left_takes_no_memory(path):
+    """Zeroes without an end of line: the records on both sides of them are read, and the zeroes are not kept."""
+    write(path, record(1), record(2))
+    os.truncate(path, 8 << 20)
+    with path.open("ab") as file:
+        file.write(b"\n" + json.dumps(record(3), separators=(",", ":")).encode() + b"\n")
+    tracemalloc.start()
+    try:
+        assert ids(path) == [3, 2, 1]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_that_is_rotated_meanwhile_is_read_once(path, monkeypatch):
