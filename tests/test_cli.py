@@ -45,7 +45,7 @@ SENT_FLOW = {
 
 METER = {"vsys": "vsys1", "maximum": 262144, "current": 2, "throttled": 0}
 HITS = {"rule": "lan-out", "hit_count": 3, "first_hit": "2026-01-01T00:00:00Z", "last_hit": "2026-01-01T00:00:00Z"}
-POOL = {"rule": "snat", "address": "192.0.2.1", "type": "dynamic-ip", "used": 1, "available": 0, "ratio": 1}
+POOL = {"rule": "snat", "address": "192.0.2.1", "type": "Dynamic IP", "used": 1, "available": 0, "ratio": 1}
 TOP = {"source": "10.1.0.5", "sessions": 2, "bytes": 3000, "packets": 30, "kbps": None, "percent": 75.0}
 QUEUE = {
     "queue": 2,
