@@ -34,6 +34,8 @@ def take_reopen() -> bool:
 
 
 def _take(event: threading.Event) -> bool:
-    asked = event.is_set()
+    """A signal may come between any two lines: it must not be cleared by who has not seen it."""
+    if not event.is_set():
+        return False
     event.clear()
-    return asked
+    return True
