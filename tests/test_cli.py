@@ -19,6 +19,7 @@ from dataplane import text
 from dataplane.cli import main
 from dataplane.client import SOCKET_NAME
 from dataplane.control import ControlServer
+from dataplane.doctor.finding import Finding
 from dataplane.errors import ConfigError, DataplaneError
 from tests.test_text import (
     COUNTERS,
@@ -438,6 +439,15 @@ def test_check(dataplane, monkeypatch):
     done = dataplane("check", "bad.yaml")
     assert (done.exit_code, done.stdout) == (3, "")
     assert done.stderr == "bad.yaml:3: zones[0].name: missing\nbad.yaml:9: log: unknown key 'x'\n"
+
+
+def test_the_doctor_shows_a_name_and_never_obeys_it(dataplane, monkeypatch):
+    """A program that reads our queue may call itself anything."""
+    finding = Finding("readers", "fail", "NFQUEUE 1 is read by \x1b[2Jx (pid 812)", "end that program")
+    monkeypatch.setattr("dataplane.doctor.examine", lambda _patient: [finding])
+    done = dataplane("doctor")
+    assert done.exit_code == 1
+    assert done.stdout == "fail  readers        NFQUEUE 1 is read by \\u001b[2Jx (pid 812) -> end that program\n"
 
 
 def test_version(dataplane):

@@ -173,7 +173,17 @@ def test_every_key_has_a_place_in_the_filter():
 
 
 @pytest.mark.parametrize(
-    "words", ["filter nonsense 1", "last 0", "last", "filter dport 99999", "filter src trust", "lots 5", "filter"]
+    "words",
+    [
+        "filter nonsense 1",
+        "filter event end subtype deny",
+        "filter dport 99999",
+        "filter src trust",
+        "filter",
+        "last 0",
+        "last",
+        "lots 5",
+    ],
 )
 def test_nonsense_is_refused_before_the_daemon_is_asked(words):
     """With exit code 2."""
