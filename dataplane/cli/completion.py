@@ -21,10 +21,9 @@ from click.shell_completion import (
 )
 
 COMPLETE_VARIABLE = "_DATAPLANE_COMPLETE"
-WORD_VARIABLE = "_DATAPLANE_WORD"
+WORD_VARIABLE = f"{COMPLETE_VARIABLE}_WORD"
 
-BASH = (
-    """\
+BASH = """\
 %(complete_func)s() {
     local IFS=$'\\n' type value
     COMPREPLY=()
@@ -35,14 +34,11 @@ BASH = (
             plain) COMPREPLY+=("$value") ;;
         esac
     done < <(env COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD="$COMP_CWORD" \\
-        """
-    + WORD_VARIABLE
-    + """="${COMP_WORDS[COMP_CWORD]}" %(complete_var)s=bash_complete "$1")
+        %(complete_var)s_WORD="${COMP_WORDS[COMP_CWORD]}" %(complete_var)s=bash_complete "$1")
 }
 
 complete -o nosort -F %(complete_func)s %(prog_name)s
 """
-)
 """click's own takes backslashes out of names, and lets bash look for files that match them."""
 
 INSIDE: Mapping[str, Callable[[str], str]] = {

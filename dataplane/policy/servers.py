@@ -54,7 +54,7 @@ def _is_name(host: str) -> bool:
 
 
 def _unix(text: str) -> Server:
-    path = text.removeprefix("unix://")
+    path = text.partition(":")[2].removeprefix("//")
     if not path.startswith("/") or not path.isprintable() or not 1 < len(path.encode()) <= MAX_UNIX_PATH:
         raise ValueError(f"'{text}' must be unix:///PATH, of at most {MAX_UNIX_PATH} bytes")
     return Server("unix", path)
