@@ -41,8 +41,9 @@ def run(config: Path, runtime_dir: Path, log_dir: Path, state_dir: Path) -> int:
         log.warning("%s is not permitted: without it there is no %s", name, purpose)
     try:
         first = first_config(config, versions)
-        for directory in (runtime_dir, log_dir, state_dir):
-            directory.mkdir(parents=True, exist_ok=True)
+        runtime_dir.mkdir(parents=True, exist_ok=True)
+        for directory in (log_dir, state_dir):
+            directory.mkdir(mode=0o750, parents=True, exist_ok=True)  # who talks to whom is not everybody's business
         with _lock(runtime_dir / "dataplane.pid"):
             engine = Engine(first.config, runtime_dir, log_dir, first.ids)
             committer = Committer(engine, versions, config.absolute())

@@ -216,8 +216,11 @@ def _values(kind: str, pairs: object, parsers: Mapping[str, Parser]) -> dict[str
             raise UsageError(f"unknown {kind} key {key!r}; known: {' '.join(parsers)}")
         if not isinstance(text, str):
             raise UsageError(f"{key}: {text!r} is not a word")
+        field = FIELDS.get(key, key.replace("-", "_"))
+        if field in values:
+            raise UsageError(f"{key}: said twice, by another name")
         try:
-            values[FIELDS.get(key, key.replace("-", "_"))] = parsers[key](text)
+            values[field] = parsers[key](text)
         except ValueError as error:
             raise UsageError(f"{key}: {error}") from None
     return values

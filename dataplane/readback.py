@@ -21,6 +21,7 @@ from dataplane.filters import LogFilter
 from dataplane.policy.objects import address_text
 
 BLOCK = 1 << 16  # bytes
+LINE = 1 << 16  # bytes of a record, at most: what a power cut has left of a file may be one long line of zeroes
 LIMIT = 256 << 20  # bytes looked at for one question
 KEEP = 999  # rotated files that there may be
 EQUAL = {
@@ -82,7 +83,7 @@ class Reader:
             self._left -= size
             file.seek(at)
             first, *lines = (file.read(size) + tail).split(b"\n")
-            tail = first
+            tail = first if len(first) <= LINE else b""
             if newest and lines:
                 lines.pop()  # what has no end yet, or nothing
                 newest = False

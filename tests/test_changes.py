@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.policy.changes import NO_IDS, changes, identify
+from dataplane.policy.changes import LISTS, NAT, NO_IDS, SECURITY, TABLES, TREES, changes, identify
 from dataplane.policy.model import Config
 
 BASE: dict[str, Any] = {
@@ -55,6 +55,30 @@ def test_every_kind_of_change():
         "security-rules: renamed www (from web)",
         "settings: changed session.timeouts.tcp (3600 -> 600)",
     ]
+
+
+def test_settings_are_told_as_the_file_says_them():
+    """A server is known by where it is; no value is spelled as Python spells it."""
+    before = config(log={"traffic": True, "syslog": [{"to": "udp://192.0.2.9"}, {"to": "unix:///dev/log"}]})
+    after = config(
+        settings={"offload": False, "alg": {"ftp": {"ports": [21, 2121]}}},
+        log={"traffic": True, "syslog": [{"to": "tcp://192.0.2.9"}, {"to": "unix:///dev/log", "format": "csv"}]},
+        metrics={"listen": "127.0.0.1:9184"},
+    )
+    assert differences(before, after) == [
+        "settings: changed alg.ftp.ports (none -> [21, 2121])",
+        "settings: changed offload (true -> false)",
+        "log: removed syslog udp://192.0.2.9",
+        "log: added syslog tcp://192.0.2.9",
+        "log: changed syslog unix:///dev/log (format)",
+        "metrics: changed listen (none -> 127.0.0.1:9184)",
+    ]
+
+
+def test_no_section_is_forgotten():
+    """What can be written can be told."""
+    sections = {field.alias or name for name, field in Config.model_fields.items()}
+    assert sections == {*LISTS, *TABLES, *TREES, SECURITY, NAT}
 
 
 def test_a_changed_rule_names_its_fields():

@@ -19,6 +19,7 @@ from dataplane import text
 from dataplane.cli import main
 from dataplane.client import SOCKET_NAME
 from dataplane.control import ControlServer
+from dataplane.doctor.finding import Finding
 from dataplane.errors import ConfigError, DataplaneError
 from tests.test_text import (
     COUNTERS,
@@ -45,7 +46,7 @@ SENT_FLOW = {
 
 METER = {"vsys": "vsys1", "maximum": 262144, "current": 2, "throttled": 0}
 HITS = {"rule": "lan-out", "hit_count": 3, "first_hit": "2026-01-01T00:00:00Z", "last_hit": "2026-01-01T00:00:00Z"}
-POOL = {"rule": "snat", "address": "192.0.2.1", "type": "dynamic-ip", "used": 1, "available": 0, "ratio": 1}
+POOL = {"rule": "snat", "address": "192.0.2.1", "type": "Dynamic IP", "used": 1, "available": 0, "ratio": 1}
 TOP = {"source": "10.1.0.5", "sessions": 2, "bytes": 3000, "packets": 30, "kbps": None, "percent": 75.0}
 QUEUE = {
     "queue": 2,
@@ -341,6 +342,8 @@ def test_nat_policy_match(daemon, dataplane):
         (f"test nat-policy-match {FLOW} application ssl", "application"),
         (f"test security-policy-match {FLOW} protocol 17", "protocol: said twice"),
         ("test security-policy-match filter active", "unexpected word 'filter'"),
+        ("commit confirm --check", "confirm takes no options"),
+        ("commit confirm --confirm 60", "confirm: takes no"),
         ("run", "--config"),
         ("check", "FILE"),
     ],
@@ -438,6 +441,15 @@ def test_check(dataplane, monkeypatch):
     assert done.stderr == "bad.yaml:3: zones[0].name: missing\nbad.yaml:9: log: unknown key 'x'\n"
 
 
+def test_the_doctor_shows_a_name_and_never_obeys_it(dataplane, monkeypatch):
+    """A program that reads our queue may call itself anything."""
+    finding = Finding("readers", "fail", "NFQUEUE 1 is read by \x1b[2Jx (pid 812)", "end that program")
+    monkeypatch.setattr("dataplane.doctor.examine", lambda _patient: [finding])
+    done = dataplane("doctor")
+    assert done.exit_code == 1
+    assert done.stdout == "fail  readers        NFQUEUE 1 is read by \\u001b[2Jx (pid 812) -> end that program\n"
+
+
 def test_version(dataplane):
     """The one that the package was built with."""
     assert version("dataplane") in dataplane("--version").stdout
@@ -474,6 +486,17 @@ def test_a_pipe_that_was_closed_is_silent(daemon, tmp_path):
     done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, env=buffered_environment())
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("latin-1", b'"zo\xeb \\u540d"'), ("ascii", b'"zo\\u00eb \\u540d"')])
+def test_a_terminal_without_the_characters_of_a_name(daemon, tmp_path, encoding, shown):
+    """They are spelled as JSON spells them, which it may read again."""
+    daemon.rows["show session all"] = [session() | {"rule": "zoë 名"}]
+    words = command_line("show", "session", "all", "--json", "--runtime-dir", str(tmp_path))
+    done = subprocess.run(words, capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert shown in done.stdout
+    assert json.loads(done.stdout.decode(encoding))[0]["rule"] == "zoë 名"
 
 
 def test_an_interrupt_is_quiet(daemon, tmp_path):

@@ -328,7 +328,8 @@ def test_counters_are_filtered_by_the_daemon(bench):
     (row,) = bench.ask("show counter global", filter={"severity": "drop", "value": "non-zero"})
     assert (row["name"], row["value"], row["category"]) == ("flow_policy_deny", 3, "flow")
     assert set(row) == {"name", "value", "rate", "severity", "category", "aspect", "description"}
-    for pairs in ({"severity": "loud"}, {"delta": "maybe"}, {"colour": "red"}):
+    nonsense = ({"severity": "loud"}, {"delta": "maybe"}, {"colour": "red"}, {"category": "flwo"}, {"aspect": "fast"})
+    for pairs in nonsense:
         with pytest.raises(UsageError):
             bench.ask("show counter global", filter=pairs)
 

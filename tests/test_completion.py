@@ -1,6 +1,7 @@
 """Completion in the operator's own shell: real shells with the script of this program, against a daemon of names."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,11 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.cli.completion import INSIDE, open_quote
 from dataplane.client import SOCKET_NAME
 from dataplane.control import ControlServer
 
 ROOT = Path(__file__).parent.parent
-NAMES = [["web only", "allow"], ["wild*", "deny"], ["w$(touch pwned)", "deny"], ["w;'\"", "deny"]]
+NAMES = [
+    ["web only", "allow"],
+    ["wild*", "deny"],
+    ["w$(touch pwned)", "deny"],
+    ["w;'\"", "deny"],
+    ["w\\!`touch pwned`'", "deny"],
+]
 
 
 @pytest.fixture
@@ -47,7 +55,7 @@ def run(directory: Path, shell: list[str], script: str, **variables: str) -> lis
 
 def in_bash(directory: Path, *words: str) -> list[str]:
     """What Tab offers for the last word."""
-    typed = " ".join(map("'{}'".format, words))
+    typed = shlex.join(words)
     return run(
         directory,
         ["bash", "--norc", "-c"],
@@ -65,9 +73,30 @@ def test_bash_completes_commands_and_keys(directory):
 def test_bash_completes_names_as_one_word(directory):
     """What a rule is called is neither split nor expanded nor run."""
     offered = in_bash(directory, "dataplane", "show", "session", "all", "filter", "rule", "w")
-    script = "for word in {}; do printf '%s\\n' \"$word\"; done".format(" ".join(offered))
-    assert run(directory, ["bash", "--norc", "-c"], script) == [name for name, _ in NAMES]
+    assert as_words(directory, offered) == [name for name, _ in NAMES]
+
+
+@pytest.mark.parametrize("typed", ["'w", '"w', "w'", 'w"'])
+def test_bash_keeps_a_name_in_the_quotes_that_are_open(directory, typed):
+    """Nor does a name that is completed within quotes run what it spells."""
+    offered = in_bash(directory, "dataplane", "show", "session", "all", "filter", "rule", typed)
+    quote = typed.strip("w")
+    assert as_words(directory, [f"{quote}{name}{quote}" for name in offered]) == [name for name, _ in NAMES]
+
+
+def test_a_name_in_quotes_of_c(directory):
+    """Of $'w click makes a name that begins with a dollar, so this is not about the names that it offers."""
+    assert [open_quote(word) for word in ("$'w", r"$'w\'", r"\$'w", '$"w')] == ["$'", "$'", "'", '"']
+    written = ["$'" + INSIDE["$'"](name) + "'" for name, _ in NAMES]
+    assert as_words(directory, written) == [name for name, _ in NAMES]
+
+
+def as_words(directory: Path, typed: list[str]) -> list[str]:
+    """What bash makes of each, none of which may have run anything."""
+    script = "for word in {}; do printf '%s\\n' \"$word\"; done".format(" ".join(typed))
+    words = run(directory, ["bash", "--norc", "-c"], script)
     assert not (directory / "pwned").exists()
+    return words
 
 
 def test_zsh_completes(directory):

@@ -1,6 +1,8 @@
 """IPFIX beside an independent reader: scapy takes apart what libfixbuf has put together."""
 
+import resource
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,6 +217,16 @@ def test_a_collector_that_is_dead_is_counted():
     sink.stop()
     assert not sink.is_alive()
     assert sink.status()["waiting"] == 0
+
+
+def test_an_encoder_that_is_not_used_any_more_gives_its_memory_back():
+    """A firewall whose collectors change with each commit does not grow by it."""
+    spent = []
+    for _ in range(2):
+        for _ in range(100):
+            fixbuf.Encoder(TEMPLATES, 1).templates()
+        spent.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+    assert spent[1] - spent[0] < 4 << 20
 
 
 def test_a_host_without_the_library_is_told_its_name(monkeypatch):

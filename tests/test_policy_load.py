@@ -524,6 +524,8 @@ def test_the_logs_have_sinks():
     assert [server.to for server in log.syslog] == ["udp://192.0.2.9", "tls://log.example:7000", "unix:///dev/log"]
     assert (log.rotate.size_mb, log.rotate.keep, log.ipfix[0].domain) == (100, 9, 7)
     assert parse_syslog_server("udp://192.0.2.9").port == 514
+    assert parse_syslog_server("udp://[2001:db8::9]").host == "2001:db8::9"
+    assert parse_syslog_server("unix:///run/log#1?").host == "/run/log#1?"
     assert parse_syslog_server("tls://log.example").port == 6514
     before = parse(f"{ZONES}log: {{traffic: true}}", "f.yaml").log
     assert (before.csv, before.rotate.size_mb, before.syslog, before.ipfix) == (False, 0, (), ())
@@ -540,6 +542,11 @@ def test_the_logs_have_sinks():
          "log.syslog[0].to: '192.0.2.9' must begin with udp:// or tcp:// or tls:// or unix://"),
         ("{syslog: [{to: 'udp://'}]}", "log.syslog[0].to: 'udp://' must be udp://HOST or udp://HOST:PORT"),
         ("{syslog: [{to: 'unix://x/y'}]}", "log.syslog[0].to: 'unix://x/y' must be unix:///PATH, of at most 107 bytes"),
+        ('{syslog: [{to: "unix:///a\\0"}]}',
+         "log.syslog[0].to: 'unix:///a\0' must be unix:///PATH, of at most 107 bytes"),
+        ("{syslog: [{to: 'udp://a..b'}]}", "log.syslog[0].to: 'a..b' is no name of a host"),
+        ("{syslog: [{to: 'tcp://%s'}]}" % ("a" * 64), f"log.syslog[0].to: '{'a' * 64}' is no name of a host"),
+        ("{ipfix: [{to: 'udp://a b'}]}", "log.ipfix[0].to: 'a b' is no name of a host"),
         ("{syslog: [{to: 'udp://a:0'}]}", "log.syslog[0].to: port 0 is no port"),
         ("{syslog: [{to: 'udp://a', app-name: 'a b'}]}",
          "log.syslog[0].app-name: must be 1 to 48 printable ASCII characters without a blank"),

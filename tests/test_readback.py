@@ -1,7 +1,9 @@
 """The logs read back: the newest record first, through rotated files, whatever the end of the file looks like."""
 
 import json
+import os
 import random
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,20 @@ def test_blocks_of_any_size_read_the_same_lines(path, monkeypatch, seed):
     expected = list(range(rng.randint(1, 30)))
     write(path, *(record(n, rule="x" * rng.randint(0, 2000)) for n in expected))
     assert ids(path) == expected[::-1]
+
+
+def test_a_hole_that_a_power_cut_has_left_takes_no_memory(path):
+    """Zeroes without an end of line: the records on both sides of them are read, and the zeroes are not kept."""
+    write(path, record(1), record(2))
+    os.truncate(path, 8 << 20)
+    with path.open("ab") as file:
+        file.write(b"\n" + json.dumps(record(3), separators=(",", ":")).encode() + b"\n")
+    tracemalloc.start()
+    try:
+        assert ids(path) == [3, 2, 1]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_that_is_rotated_meanwhile_is_read_once(path, monkeypatch):
@@ -157,7 +173,17 @@ def test_every_key_has_a_place_in_the_filter():
 
 
 @pytest.mark.parametrize(
-    "words", ["filter nonsense 1", "last 0", "last", "filter dport 99999", "filter src trust", "lots 5", "filter"]
+    "words",
+    [
+        "filter nonsense 1",
+        "filter event end subtype deny",
+        "filter dport 99999",
+        "filter src trust",
+        "filter",
+        "last 0",
+        "last",
+        "lots 5",
+    ],
 )
 def test_nonsense_is_refused_before_the_daemon_is_asked(words):
     """With exit code 2."""
@@ -183,6 +209,7 @@ def test_the_layouts():
         "2026/01/01", "00:00:00", "info", "dataplane.daemon", "ready",
     ]  # fmt: skip
     row = {"sink": "traffic.json", "state": "failing", "written": 1, "lost": 2, "waiting": 3, "error": "No space left"}
-    *_, counts, why = text.log_status([row])
+    *_, counts, why, long, _ = text.log_status([row, row | {"sink": "syslog tls://" + "x" * 40}])
     assert counts.split() == ["traffic.json", "failing", "1", "2", "3"]
+    assert long.split()[2:] == ["failing", "1", "2", "3"]
     assert why.strip() == "No space left"

@@ -408,6 +408,24 @@ def test_syslog_over_tcp_survives_a_server_that_goes(caplog):
     assert lost.records == 0
 
 
+def test_a_tcp_server_that_talks_and_goes_costs_no_record():
+    """Its end stands behind what it has said."""
+    lost = Lost()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sink = syslog(f"tcp://127.0.0.1:{listener.getsockname()[1]}", lost)
+        sink.start()
+        for n in range(3):
+            sink.write_lines(line(n), 1)
+            server, _ = listener.accept()
+            stream = counted(server.makefile("rb"))
+            assert parts(next(stream))[1]["session_id"] == n
+            server.sendall(b"220 what do you want?\r\n" * 1000)
+            stream.close()
+            server.close()
+        sink.stop()
+    assert lost.records == 0
+
+
 def test_a_tcp_server_that_reads_nothing_delays_nobody():
     """Whoever logs goes on; what no longer fits is counted, and stopping takes its own limit at most."""
     lost = Lost()

@@ -572,7 +572,7 @@ def test_matches_print_the_rule():
 
 def test_ippool():
     """The sample's columns, then the address, which PAN-OS does not show."""
-    pool = {"rule": "Trusted-to-Untrusted", "type": "dynamic-ip-and-port", "address": "192.0.2.1"}
+    pool = {"rule": "Trusted-to-Untrusted", "type": "Dynamic IP/Port", "address": "192.0.2.1"}
     known = {**pool, "used": 273, "available": 128751, "ratio": 2, "memory": 20336}
     lines = list(text.ippool([known]))
     assert lines[0] == IPPOOL.splitlines()[0]
@@ -582,7 +582,7 @@ def test_ippool():
 
 def test_ippool_counts_rules_not_addresses():
     """A pool of two addresses is one rule's; memory is not always known."""
-    pool = {"rule": "snat", "type": "dynamic-ip", "used": 0, "available": 1, "ratio": 1}
+    pool = {"rule": "snat", "type": "Dynamic IP", "used": 0, "available": 1, "ratio": 1}
     lines = list(text.ippool([{**pool, "address": "192.0.2.1"}, {**pool, "address": "192.0.2.2"}]))
     assert lines[0] == "VSYS 1 has 1 NAT rules, DIP and DIPP rules:"
     assert lines[4].split() == ["snat", "Dynamic", "IP", "0", "1", "-", "1", "192.0.2.2"]

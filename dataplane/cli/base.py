@@ -1,5 +1,8 @@
 """What every command shares: how a failure ends, and where the daemon is."""
 
+import codecs
+import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,12 +14,24 @@ from dataplane.errors import DataplaneError
 from dataplane.text import printable
 
 INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
+SPELLED = "dataplane-spelled"
+
+
+def spell(error: UnicodeError) -> tuple[str, int]:
+    """What the terminal's own character set lacks, spelled as text.printable() spells: JSON stays the same JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(SPELLED, spell)
 
 
 class Program(click.Group):
     """Ends a command that fails with the failure's reason on standard error and its exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=SPELLED)
         try:
             return super().invoke(ctx)
         except DataplaneError as error:

@@ -1,29 +1,88 @@
 """`completion`: the same commands in the operator's own shell.
 
 The script that is printed asks this program at each Tab, by an environment variable, and click answers from the same
-tree as everywhere. zsh and fish quote what they insert; bash does not, and a rule's name may hold anything.
+tree as everywhere. zsh and fish quote what they insert; bash does not, and a rule's name may hold anything: a command
+in `$(...)` as well, which must not run because somebody has completed a name.
 """
 
 import os
+import re
 import shlex
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    ZshComplete,
+    add_completion_class,
+    get_completion_class,
+)
 
 COMPLETE_VARIABLE = "_DATAPLANE_COMPLETE"
+WORD_VARIABLE = f"{COMPLETE_VARIABLE}_WORD"
+
+BASH = """\
+%(complete_func)s() {
+    local IFS=$'\\n' type value
+    COMPREPLY=()
+    while IFS=, read -r type value; do
+        case $type in
+            dir) compopt -o dirnames ;;
+            file) compopt -o default ;;
+            plain) COMPREPLY+=("$value") ;;
+        esac
+    done < <(env COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD="$COMP_CWORD" \\
+        %(complete_var)s_WORD="${COMP_WORDS[COMP_CWORD]}" %(complete_var)s=bash_complete "$1")
+}
+
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+"""click's own takes backslashes out of names, and lets bash look for files that match them."""
+
+INSIDE: Mapping[str, Callable[[str], str]] = {
+    "": shlex.quote,
+    "'": lambda word: word.replace("'", r"'\''"),
+    '"': lambda word: re.sub(r'([\\"$`])', r"\\\1", word).replace("!", "\"'!'\""),  # which recalls a command
+    "$'": lambda word: re.sub(r"([\\'])", r"\\\1", word),
+}
+"""How a name is written behind a quote of bash that is open. Bash closes it."""
 
 
 class Bash(BashComplete):
     """Names are inserted as the one word that they are."""
 
+    source_template = BASH
+
     def format_completion(self, item: CompletionItem[Any]) -> str:
-        quoted = os.environ["COMP_WORDS"].rpartition("\n")[2].startswith(("'", '"'))
-        word = str(item.value)
-        return f"{item.type},{word if quoted else shlex.quote(word)}"
+        return f"{item.type},{INSIDE[open_quote(os.environ[WORD_VARIABLE])](str(item.value))}"
+
+
+class Zsh(ZshComplete):
+    """Where a word has a description beside it, a backslash is zsh's own."""
+
+    def format_completion(self, item: CompletionItem[Any]) -> str:
+        word = str(item.value).replace("\\", r"\\") if item.help else item.value
+        return super().format_completion(CompletionItem(word, item.type, item.help))
 
 
 add_completion_class(Bash)
+add_completion_class(Zsh)
+
+
+def open_quote(word: str) -> str:
+    """The quote that is open at the end of a word as bash reads it; empty if there is none."""
+    quote, before = "", ""
+    for sign in word:
+        if before == "\\" and quote != "'":
+            sign = ""  # it stands for itself, and so does what follows it
+        elif quote:
+            quote = "" if sign == quote[-1] else quote
+        elif sign in ("'", '"'):
+            quote = "$'" if before + sign == "$'" else sign
+        before = sign
+    return quote
 
 
 @click.command()

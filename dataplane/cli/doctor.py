@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dataplane.cli.base import json_option, runtime_dir_option
+from dataplane.text import printable
 
 if TYPE_CHECKING:
     from dataplane.doctor import Finding
@@ -40,8 +41,10 @@ def doctor(ctx: click.Context, config: Path | None, runtime_dir: Path, log_dir: 
 
 
 def _line(finding: "Finding") -> str:
+    """Programs, rules and interfaces of others have any name."""
     status = click.style(f"{finding.status:<4}", fg=COLOURS[finding.status])
-    return f"{status}  {finding.check:<13}  {finding.message}" + (f" -> {finding.advice}" if finding.advice else "")
+    advice = f" -> {finding.advice}" if finding.advice else ""
+    return f"{status}  {finding.check:<13}  {printable(finding.message + advice)}"
 
 
 def _json(findings: Iterable["Finding"]) -> str:

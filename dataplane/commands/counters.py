@@ -41,6 +41,9 @@ class CounterCommands:
         name = arguments.get("name")
         if name is not None:
             choice("name", name, DESCRIPTIONS)
+        for key, column, said in (("category", 1, wanted.category), ("aspect", 2, wanted.aspect)):
+            if said is not None:
+                choice(key, said, sorted({row[column] for row in DESCRIPTIONS.values()}))
         self._engine.table.collect_offloaded()
         counters, values = self._engine.counters, self._engine.table.counters
         if wanted.packet_filter:

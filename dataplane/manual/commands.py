@@ -20,7 +20,7 @@ EXIT_CODES = (
 )
 FILES = (
     ("/run/dataplane/control.sock", "Where the daemon is asked; for root alone."),
-    ("/var/log/dataplane/traffic.json", "The sessions that ended or were denied, a JSON object a line."),
+    ("/var/log/dataplane/traffic.json", "The sessions that began, ended or were denied, a JSON object a line."),
     ("/var/log/dataplane/system.json", "What the daemon says about itself."),
     ("~/.local/state/dataplane/history", "What was typed in the shell."),
 )

@@ -5,6 +5,7 @@ rule; one whose name is gone is the same as a new one that says just the same un
 twice, so what was remembered of a rule that was removed (sessions, hits) is not taken for another's.
 """
 
+import json
 import uuid
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ LISTS = ("zones", "virtual-wires")
 TABLES = (
     "interfaces", "addresses", "address-groups", "services", "service-groups", "applications", "host-inbound",
 )  # fmt: skip
-TREES = ("settings", "log")
+TREES = ("settings", "log", "metrics")
 
 Rule = SecurityRule | NatRule
 
@@ -99,8 +100,21 @@ def _leaves(section: str, path: str, old: Any, new: Any) -> Iterator[Change]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in {**new, **old}:
             yield from _leaves(section, f"{path}.{key}" if path else key, old.get(key), new.get(key))
+    elif any(isinstance(each, Mapping) for each in (*_list(old), *_list(new))):
+        yield from _entries(section, *({f"{path} {each['to']}": each for each in _list(side)} for side in (old, new)))
     elif old != new:
-        yield Change(section, "changed", path, f"{old} -> {new}")
+        yield Change(section, "changed", path, f"{_written(old)} -> {_written(new)}")
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _written(value: Any) -> str:
+    """As in the file; what it does not say is none."""
+    if value is None or isinstance(value, str):
+        return value or "none"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _rules(

@@ -35,15 +35,26 @@ def _parse(text: str, ports: dict[str, int]) -> Server:
     if parts.scheme not in ports:
         raise ValueError(f"'{text}' must begin with {' or '.join(f'{name}://' for name in ports)}")
     if parts.scheme == "unix":
-        return _unix(text, parts.netloc, parts.path)
+        return _unix(text)
     if not parts.hostname or parts.path or parts.query or parts.fragment or parts.username is not None:
         raise ValueError(f"'{text}' must be {parts.scheme}://HOST or {parts.scheme}://HOST:PORT")
+    if not _is_name(parts.hostname):
+        raise ValueError(f"'{parts.hostname}' is no name of a host")
     if parts.port == 0:
         raise ValueError("port 0 is no port")
     return Server(parts.scheme, parts.hostname, parts.port or ports[parts.scheme])
 
 
-def _unix(text: str, host: str, path: str) -> Server:
-    if host or not 1 < len(path.encode()) <= MAX_UNIX_PATH:
+def _is_name(host: str) -> bool:
+    """Of a host or an address: what a resolver can be asked about."""
+    try:
+        return bool(host.encode("idna")) and host.isprintable() and " " not in host
+    except UnicodeError:
+        return False
+
+
+def _unix(text: str) -> Server:
+    path = text.partition(":")[2].removeprefix("//")
+    if not path.startswith("/") or not path.isprintable() or not 1 < len(path.encode()) <= MAX_UNIX_PATH:
         raise ValueError(f"'{text}' must be unix:///PATH, of at most {MAX_UNIX_PATH} bytes")
     return Server("unix", path)

@@ -6,6 +6,7 @@ The library's own sockets are not used: they know no time limit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from cffi import FFI
@@ -78,7 +79,8 @@ class Encoder:
                 template = self._made(model, fields)
                 self._check(self._lib.fbSessionAddTemplate(session, internal, number, template, self._error))
         self._exporter = self._lib.fbExporterAllocBuffer(self._buffer, MESSAGE)
-        self._fbuf = self._lib.fBufAllocForExport(session, self._exporter)
+        fbuf = self._lib.fBufAllocForExport(session, self._exporter)
+        self._fbuf = self._ffi.gc(fbuf, partial(_free, self._lib, model))
 
     def templates(self) -> bytes:
         """A message that holds every template and no record. Not while records wait for flush()."""
@@ -138,3 +140,9 @@ class Encoder:
         self._glib.g_error_free(error)
         self._error[0] = self._ffi.NULL
         raise FixbufError(code, message)
+
+
+def _free(lib: Any, model: Any, fbuf: Any) -> None:
+    """What was encoded with, its session, exporter and templates included, and then what those are made from."""
+    lib.fBufFree(fbuf)
+    lib.fbInfoModelFree(model)

@@ -15,6 +15,7 @@ from dataplane.policy.servers import Server
 CONNECT_TIMEOUT = 3.0  # seconds; shorter than a sink may take to stop
 SEND_TIMEOUT = 4.0  # seconds without any progress
 SEND_BUFFER = 1 << 20  # bytes of datagrams that may wait for the wire
+HEARD, HEARINGS = 1 << 16, 16  # bytes of what a server says that are passed over at once, and how often before a send
 
 
 class Transport:
@@ -94,10 +95,13 @@ class Transport:
         raise AssertionError("a loop over two kinds has ended without either")
 
     def _refuse_a_closed_peer(self, opened: socket.socket) -> None:
-        """A server that has gone would swallow one more send: the kernel learns of it by the answer."""
+        """A server that has gone would swallow one more send: the kernel learns of it by the answer.
+
+        What a server says meanwhile is passed over; its end may stand behind it.
+        """
         opened.setblocking(False)
         try:
-            if opened.recv(1) == b"":
+            if not all(opened.recv(HEARD) for _ in range(HEARINGS)):
                 raise ConnectionResetError(errno.ECONNRESET, "the server has closed the connection")
         except (BlockingIOError, ssl.SSLWantReadError):
             pass

@@ -32,7 +32,7 @@ def log_status(rows: Iterable[Json]) -> Iterator[str]:
     """`show log status`: one line for each sink, and why one fails."""
     yield f"{'Sink':<44}{'State':<9}{'Written':>12}{'Lost':>12}{'Waiting':>9}"
     for row in rows:
-        yield f"{row['sink']:<44}{row['state']:<9}{row['written']:>12}{row['lost']:>12}{row['waiting']:>9}"
+        yield f"{row['sink']:<43} {row['state']:<9}{row['written']:>12}{row['lost']:>12}{row['waiting']:>9}"
         if row["error"]:
             yield f"    {row['error']}"
 

@@ -94,13 +94,6 @@ def nat_match(match: Json) -> Iterator[str]:
     return _nat_stanza(match["stanza"]) if match["stanza"] else iter(["No rule matches"])
 
 
-POOL_TYPES = {
-    "dynamic-ip-and-port": "Dynamic IP/Port",
-    "persistent-dynamic-ip-and-port": "Persistent DIPP",
-    "dynamic-ip": "Dynamic IP",
-}
-
-
 def ippool(pools: Iterable[Json]) -> Iterator[str]:
     """`show running ippool`: one line for each address, which stands behind PAN-OS's own columns."""
     pools = list(pools)
@@ -109,7 +102,6 @@ def ippool(pools: Iterable[Json]) -> Iterator[str]:
     yield "Rule                             Type            Used       Available  Mem Size Ratio Address"
     yield "-------------------------------- --------------- ---------- ---------- -------- ----- -------"
     for pool in pools:
-        kind = POOL_TYPES.get(pool["type"], pool["type"])
         numbers = f"{pool['used']:<10} {pool['available']:<10} {pool.get('memory', '-'):>8} {pool['ratio']:>4}"
         failures = f"  failures: {pool['failures']}" if pool.get("failures") else ""
-        yield f"{pool['rule']:<32} {kind:<15} {numbers}  {pool['address']}{failures}"
+        yield f"{pool['rule']:<32} {pool['type']:<15} {numbers}  {pool['address']}{failures}"

@@ -545,9 +545,11 @@ def test_two_daemons_side_by_side(net: Net) -> None:
 
 
 def test_only_root_may_ask(net: Net) -> None:
-    """The socket's mode is 0600."""
+    """The socket's mode is 0600; nor may others read the logs and the versions of the policy."""
     path = net.firewall.directory / "runtime" / "control.sock"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for kind in ("log", "state"):
+        assert not stat.S_IMODE((net.firewall.directory / kind).stat().st_mode) & stat.S_IRWXO
     assert path.is_socket()
 
 
