@@ -343,7 +343,7 @@ def test_nat_policy_match(daemon, dataplane):
         (f"test security-policy-match {FLOW} protocol 17", "protocol: said twice"),
         ("test security-policy-match filter active", "unexpected word 'filter'"),
         ("commit confirm --check", "confirm takes no options"),
-        ("commit confirm --confirm 60", "confirm: takes no"),
+        ("commit confirm --confirm 60", "confirm takes no options"),
         ("run", "--config"),
         ("check", "FILE"),
     ],
