@@ -1,7 +1,7 @@
 # Everything that is done with this repository; `make` alone lists it.
 
 PYTHON ?= python3
-JOBS   ?= 2
+JOBS   ?= 3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 ARGS   ?=
@@ -31,8 +31,9 @@ INPUTS  := $(wildcard cext/*.c cext/*.h cext/build_*.py)
 C_TESTS := $(wildcard $(C_FILES:cext/%.c=tests/test_%.py) tests/test_dispatch.py tests/test_mss.py tests/test_records.py \
 	tests/test_fuzz_*.py)
 
-# Labs of two processes do not know of each other; a file's tests share a firewall, so they stay together. -n0 in ARGS: one
-# process, as a debugger needs it. What fails is asked once more, and said to be (R): two labs on two cores disturb each other.
+# Labs of JOBS processes do not know of each other, and mostly wait; a file's tests share a firewall, so they stay together.
+# -n0 in ARGS: one process, as a debugger needs it. What fails is asked once more, and said to be (R): on two cores labs
+# disturb each other.
 SPREAD := -n $(JOBS) --dist loadfile --reruns 1
 
 # What `make fuzz` stops at, whichever comes first; FUZZ_LOOP: all but the files that talk to the kernel. The harness
