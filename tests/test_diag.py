@@ -5,6 +5,7 @@ a naive match beside the filters.
 """
 
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
@@ -436,8 +437,17 @@ TestRing.settings = settings(max_examples=15, stateful_step_count=20)
 # ---- many at once ----
 
 
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """Who waits for Python's lock asks for it at once: under ThreadSanitizer workers starve beside loops otherwise."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(usual)
+
+
 @pytest.mark.stress
-def test_filters_come_and_go_while_workers_use_them():
+def test_filters_come_and_go_while_workers_use_them(eager):
     """Two workers, a reader, an operator who changes everything: each record is whole, none is lost uncounted."""
     with Watched(max_sessions=1000).decides() as firewall:
         for client in range(50):
