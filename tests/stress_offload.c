@@ -12,11 +12,10 @@
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "internal.h"
+#include "stress.h"
 
 #define SLOTS 256u
 #define CLIENTS 200u
@@ -27,27 +26,12 @@
 static struct table *table;
 static struct offload *offload;
 static uint32_t enough = 2000;         /* sessions that a change of the host takes off */
-static uint32_t clock_now;
 static uint32_t running = 1;
 static uint32_t changes, swept;
-
-static uint32_t now(void)
-{
-	return __atomic_load_n(&clock_now, __ATOMIC_RELAXED);
-}
 
 static bool is_running(void)
 {
 	return __atomic_load_n(&running, __ATOMIC_ACQUIRE);
-}
-
-/* xorshift */
-static uint32_t pick(uint64_t *state, uint32_t n)
-{
-	*state ^= *state << 13;
-	*state ^= *state >> 7;
-	*state ^= *state << 17;
-	return (uint32_t)((*state >> 32) * n >> 32);
 }
 
 static void idle(uint32_t turns)
@@ -210,13 +194,6 @@ static void check_books(void)
 	for (uint32_t i = 0; i < SLOTS; i++)
 		assert(!offload->entries[i].flow[0].session && !(offload->used[i / 64] >> i % 64 & 1));
 	printf("%llu offloaded, %u of them swept in %u changes\n", (unsigned long long)counters[SESSION_OFFLOADED], swept, changes);
-}
-
-static void start(pthread_t *thread, void *(*run)(void *), void *argument)
-{
-	int error = pthread_create(thread, NULL, run, argument);
-
-	assert(!error);
 }
 
 int main(int argc, char **argv)

@@ -10,11 +10,10 @@
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "internal.h"
+#include "stress.h"
 
 #define SLOTS 200
 #define CLIENTS 256
@@ -24,25 +23,10 @@
 
 static struct table *table;
 static uint32_t rounds = 120000;
-static uint32_t clock_now;
 static uint32_t running = WORKERS;
 
 static const uint8_t pool_address[16] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1};
 static const uint8_t server_address[16] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 1, 1};
-
-static uint32_t now(void)
-{
-	return __atomic_load_n(&clock_now, __ATOMIC_RELAXED);
-}
-
-/* xorshift: rand_r is too short for our purpose, and getrandom too slow. */
-static uint32_t pick(uint64_t *state, uint32_t n)
-{
-	*state ^= *state << 13;
-	*state ^= *state >> 7;
-	*state ^= *state << 17;
-	return (uint32_t)((*state >> 32) * n >> 32);
-}
 
 /* IPv4, 40 bytes, without checksums: client n to one of two servers, or an answer to a port of the pool. */
 static void build(uint8_t *data, uint64_t *random)
@@ -231,13 +215,6 @@ static void fill(void)
 	}
 	memset(key.src, 0xff, 16);
 	assert(session_install(table, 0, &key, &d) == INSTALL_FULL);
-}
-
-static void start(pthread_t *thread, void *(*run)(void *), void *argument)
-{
-	int error = pthread_create(thread, NULL, run, argument);
-
-	assert(!error);
 }
 
 int main(int argc, char **argv)
