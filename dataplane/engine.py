@@ -301,8 +301,9 @@ class Engine:
     def connections_to_end(self, candidate: Candidate) -> int:
         """How many of these are TCP connections to the firewall itself."""
         with self._changing:
-            judge = self._judge(candidate, self.policy, self.ids)
-            return connections_to_end(self.table, judge) if rematches(candidate) else 0
+            if not rematches(candidate):
+                return 0
+            return connections_to_end(self.table, self._judge(candidate, self.policy, self.ids))
 
     def candidate(self, config: Config, ids: RuleIds) -> Candidate:
         """A configuration, compiled to follow the one in force. DataplaneError if it has too many applications."""

@@ -10,6 +10,7 @@ Where others have less to do, it never rests.
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 SHARE = 0.05  # of one processor
 CROWDED = 0.5  # of the processors' time that is left to others
@@ -19,34 +20,45 @@ STATISTICS = Path("/proc/stat")  # its first line: "cpu", user nice system idle 
 TICK = os.sysconf("SC_CLK_TCK")  # of them in a second
 
 
+class Look(NamedTuple):
+    """What has been done until some moment."""
+
+    worked: float  # seconds, by this process
+    ticks: int  # of all processors
+    idle: int  # of these, without anything to do
+
+
 class Pace:
     """Says when to rest, from its making on."""
 
     def __init__(self) -> None:
-        self._paid = 0.0
-        self._look()
+        self._paid = 0.0  # seconds of work that were rested for
+        self._seen = _look()
 
     def rest(self) -> None:
         """Sleep as long as the work since the last rest asks for, if others want the processors."""
-        now = time.process_time()
-        if now - self._seen < STEP:
+        if time.process_time() - self._seen.worked < STEP:
             return
-        if self._others(now - self._seen) > CROWDED:
-            time.sleep(min(now - self._paid, MOST) * (1 / SHARE - 1))
-            self._paid = now
-        self._look()
+        now = _look()
+        if _others(self._seen, now) > CROWDED:
+            time.sleep(min(now.worked - self._paid, MOST) * (1 / SHARE - 1))
+            self._paid = now.worked
+            now = _look()
+        self._seen = now
 
-    def _look(self) -> None:
-        self._seen, self._ticks = time.process_time(), _ticks()
 
-    def _others(self, worked: float) -> float:
-        """How much they took of the time that was left to them since the last look."""
-        total, idle = (now - before for now, before in zip(_ticks(), self._ticks, strict=True))
-        return 1 - idle / max(total - worked * TICK, idle, 1)
+def _look() -> Look:
+    return Look(time.process_time(), *_ticks())
+
+
+def _others(before: Look, now: Look) -> float:
+    """How much they took of the time that was left to them meanwhile."""
+    idle = now.idle - before.idle
+    left = now.ticks - before.ticks - (now.worked - before.worked) * TICK
+    return 1 - idle / max(left, idle, 1)
 
 
 def _ticks() -> tuple[int, int]:
     """All processors' time, and how much of it they had nothing to do."""
-    line = STATISTICS.read_text().partition("\n")[0]
-    user, nice, system, idle, waiting, *rest = map(int, line.split()[1:9])
-    return sum((user, nice, system, idle, waiting, *rest)), idle + waiting
+    ticks = [int(word) for word in STATISTICS.read_text().partition("\n")[0].split()[1:9]]
+    return sum(ticks), sum(ticks[3:5])
